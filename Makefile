@@ -1,0 +1,75 @@
+# The commands of the book. `make` alone lists them; the first one that needs it sets up .venv.
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks lint bench paper serve clean mathjax
+
+PY    := .venv/bin/python
+STAMP := .venv/.stamp
+JOBS  ?= auto
+PORT  ?= 8000
+# The first interpreter that is new enough; override with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Kernels and test workers run side by side, so each gets one thread.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up .venv: about 2 minutes and 1.5 GB (more where torch comes with CUDA)."
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or run: make PYTHON=/path/to/python"; exit 1; }
+	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
+	.venv/bin/pip install --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
+
+book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book into _build/html
+	@echo "Executing the chapters that changed, then building the book."
+	$(PY) book/tools/execute.py
+	$(PY) book/tools/ledger.py
+	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
+	@test -e _build/.complete || rm -rf _build/.doctrees
+	@rm -f _build/.complete
+	.venv/bin/jupyter-book build . -W -n --keep-going
+	@touch _build/.complete
+	@echo "The book is at $(CURDIR)/_build/html/index.html"
+
+test: $(STAMP) $(if $(CI),,notebooks)  ## run the unit tests with coverage, then every notebook
+	@echo "Running the unit tests, then all notebooks cell by cell."
+	$(PY) -m pytest tests -n $(JOBS) --dist loadfile --cov icl_lib --cov-report term-missing:skip-covered
+	$(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile
+
+notebooks: $(STAMP)  ## write notebooks/*.ipynb from notebooks/*.md
+	@echo "Writing the notebooks from their Markdown sources."
+	$(PY) book/tools/notebooks.py
+
+lint: $(STAMP)  ## check the style and the types of the code
+	@echo "Checking style and types, and that every notebook is in step with its source."
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PY) book/tools/notebooks.py --check
+
+bench: $(STAMP)  ## run the benchmarks
+	@echo "Running the benchmarks."
+	@for script in benchmarks/*.py; do echo "$$script"; $(PY) $$script || exit 1; done
+
+paper: export ICL_SCALE := paper
+paper:  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)
+	@echo "Running every chapter at the papers' sizes."
+	$(MAKE) book
+
+serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for another port)
+	@echo "Serving _build/html at http://localhost:$(PORT); stop with Ctrl-C."
+	@test -e _build/html/index.html || { echo "There is no book yet: run make book first."; exit 1; }
+	$(PY) -m http.server --bind localhost --directory _build/html $(PORT)
+
+clean:  ## remove everything that was built, but keep .venv and _vendor
+	@echo "Removing what was built."
+	rm -rf _build book/ledger-rows.md .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# With MathJax beside the pages the book can be read offline; without npm or a network it comes from its usual CDN.
+mathjax:
+	@test -d _vendor/mathjax || { mkdir -p _vendor && cd _vendor \
+		&& npm pack --silent --fetch-retries=0 mathjax@3.2.2 >/dev/null 2>&1 \
+		&& tar xzf mathjax-3.2.2.tgz package/es5 package/LICENSE && mv package mathjax && rm mathjax-3.2.2.tgz; } \
+		|| echo "npm could not fetch MathJax, so the pages will load it from its CDN."

@@ -1,0 +1,17 @@
+// Boxes that scroll can be reached with the keyboard, and inline formulas wider than a phone scroll by themselves.
+(function () {
+  function settle() {
+    document.querySelectorAll("p mjx-container, li mjx-container, figcaption mjx-container").forEach((formula) => {
+      if (formula.offsetWidth > formula.parentElement.clientWidth) formula.classList.add("icl-wide");
+    });
+    document
+      .querySelectorAll("mjx-container, .pst-scrollable-table-container, .output.text_html, div.highlight pre")
+      .forEach((box) => {
+        if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+      });
+  }
+  window.addEventListener("load", () => {
+    const mathjax = window.MathJax && window.MathJax.startup;
+    Promise.resolve(mathjax && mathjax.promise).then(settle);
+  });
+})();

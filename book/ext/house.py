@@ -1,0 +1,58 @@
+"""What the book adds to Jupyter Book: repository buttons if there is a repository, offline MathJax, clean downloads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+MATHJAX = Path("_vendor/mathjax/es5/tex-mml-chtml.js")
+
+
+def set_buttons(app: Sphinx, config: Config) -> None:
+    """Show the repository and Colab buttons only if ``repository.url`` is set."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options.update(use_repository_button=True, use_issues_button=True)
+    else:
+        for key in ("repository_url", "launch_buttons"):
+            options.pop(key, None)
+
+
+def set_mathjax(app: Sphinx, config: Config) -> None:
+    """Serve MathJax from the book itself if it has been fetched; otherwise Sphinx's default, a CDN, stays."""
+    if (Path(app.srcdir) / MATHJAX).is_file():
+        config.html_static_path.append(MATHJAX.parts[0])
+        config.mathjax_path = MATHJAX.relative_to(MATHJAX.parts[0]).as_posix()
+
+
+def twin(app: Sphinx, page: str) -> Path:
+    """Path of the notebook that belongs to a page, whether or not there is one."""
+    return Path(app.srcdir) / f"{page}.ipynb"
+
+
+def offer_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Let the download menu of a chapter offer the notebook that Colab shows."""
+    if twin(app, page).is_file():
+        context["ipynb_source"] = f"{page}.ipynb"
+
+
+def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
+    """Put the notebooks where the download menu looks for them."""
+    if exception is None and app.builder.name == "html":
+        for page in filter(lambda page: twin(app, page).is_file(), app.env.found_docs):
+            target = Path(app.outdir) / "_sources" / f"{page}.ipynb"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(twin(app, page), target)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the functions above to Sphinx's events."""
+    app.connect("config-inited", set_buttons, priority=100)
+    app.connect("config-inited", set_mathjax, priority=100)
+    app.connect("html-page-context", offer_notebook, priority=100)
+    app.connect("build-finished", copy_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

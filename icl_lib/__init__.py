@@ -1,0 +1,33 @@
+"""Closed forms and simulations for the theory of in-context learning.
+
+Each module holds one idea; ``import icl_lib`` loads none of them until it is used.
+
+========================  =====================================================================
+:mod:`icl_lib.hermite`    Hermite polynomials, the expansion of an activation, Gaussian means
+:mod:`icl_lib.ridge`      ridge regression: primal or dual, a whole penalty path, float32 made exact
+:mod:`icl_lib.tasks`      what is to be learned: task priors, finite pools, covariances
+:mod:`icl_lib.prompts`    what a model sees: prompts, and the exact sampler of their summaries
+:mod:`icl_lib.models`     what predicts: linear and random Transformers and the Hermite twin
+:mod:`icl_lib.sweeps`     Monte Carlo experiments: grid times seeds, progress, resume
+:mod:`icl_lib.plotting`   theory line and simulation dots in one style
+:mod:`icl_lib.chapter`    what every chapter of the book shares
+========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+__all__ = ["chapter", "hermite", "models", "plotting", "prompts", "ridge", "sweeps", "tasks"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"icl_lib.{name}")
+    raise AttributeError(f"module 'icl_lib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,61 @@
+"""Checks of what a caller passes in; each returns the accepted value or raises a ValueError that names it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def integer(name: str, value: Any, *, least: int = 1) -> int:
+    """An integer that is at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer of at least {least}")
+    return int(value)
+
+
+def number(name: str, value: Any, *, least: float = -math.inf, above: float | None = None) -> float:
+    """A finite real number, at least ``least`` and, if given, strictly above ``above``."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, expected a finite number")
+    if value < least or (above is not None and value <= above):
+        bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
+        raise ValueError(f"{name} is {value!r}, expected a number {bound}")
+    return float(value)
+
+
+def array(name: str, value: Any, *, shape: tuple[int | str, ...] = ("...",)) -> Tensor:
+    """A finite, non-empty float32 or float64 tensor of the given shape.
+
+    Integers in ``shape`` are exact sizes, names stand for any positive size, a leading ``"..."`` for any axes.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is of type {type(value).__name__}, expected a torch tensor")
+    if value.dtype not in FLOATS:
+        raise ValueError(f"{name} has dtype {value.dtype}, expected float32 or float64")
+    free = shape[:1] == ("...",)
+    sizes = shape[1:] if free else shape
+    actual = tuple(value.shape)
+    tail = actual[len(actual) - len(sizes) :] if free else actual
+    fits = len(tail) == len(sizes) and all(isinstance(s, str) or s == t for s, t in zip(sizes, tail, strict=True))
+    if not fits:
+        raise ValueError(f"{name} has shape {actual}, expected ({', '.join(map(str, shape))})")
+    if value.numel() == 0:
+        raise ValueError(f"{name} has shape {actual}, expected no empty axis")
+    if value.device.type != "meta" and not torch.isfinite(value).all():
+        raise ValueError(f"{name} holds {int((~torch.isfinite(value)).sum())} values that are not finite")
+    return value
+
+
+def random(name: str, value: Any) -> torch.Generator:
+    """A torch generator; the library has no global random state."""
+    if not isinstance(value, torch.Generator):
+        raise ValueError(f"{name} is of type {type(value).__name__}, expected a torch.Generator")
+    return value

@@ -1,0 +1,304 @@
+"""What predicts: the linear Transformer, the random Transformer and its Hermite twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_lib import _check, hermite
+from icl_lib.prompts import Summaries
+from icl_lib.ridge import check_penalties, ridge_path, solve
+
+__all__ = ["HermiteTwin", "LinearTransformer", "RandomTransformer", "icl_error"]
+
+Penalty = float | Sequence[float]
+PRIMAL_FROM = 1.2  # the Gram matrix of the features is cheaper than that of the prompts from n = 1.2 d (d + 1) on
+ROWS = 1024  # prompts whose features exist at the same time
+
+
+def icl_error(predictions: Float[Tensor, "*models n"], answers: Float[Tensor, "*runs n"]) -> Float[Tensor, "*models"]:
+    """In-context error: mean squared error over the prompts.
+
+    .. math:: e_{\\mathrm{ICL}} = \\frac1n \\sum_{\\mu} (y_\\mu - \\hat y_\\mu)^2
+
+    The answers carry label noise, so the noise variance is part of the error.
+
+    Args:
+        predictions: shape ``(..., n)``; leading axes are models or penalties.
+        answers: shape ``(n,)``, or the shape of the predictions.
+
+    Returns:
+        Errors of the leading shape of the predictions.
+
+    Raises:
+        ValueError: for wrong shapes or non-finite entries.
+
+    Source: [DD25a, in-context error; Lu25, ICL error]
+    """
+    _check.array("predictions", predictions, shape=("...", "n"))
+    _check.array("answers", answers, shape=predictions.shape if answers.ndim > 1 else predictions.shape[-1:])
+    return ((predictions - answers) ** 2).mean(-1)
+
+
+class LinearTransformer:
+    """Linear attention with one matrix, trained by ridge regression on vec(H_Z).
+
+    .. math:: \\hat y = \\langle \\Gamma, H_Z \\rangle + c = x_{l+1}^\\top \\Gamma b + c
+
+    Without ``intercept`` c = 0. With it, c is fitted and not penalised: the fair baseline when the labels have a
+    non-zero mean. The features are never written out: between two prompts
+    :math:`\\langle H_Z, H_{Z'} \\rangle = (x^\\top x') (b^\\top b')`.
+
+    Args:
+        intercept: fit a constant besides the matrix.
+
+    Source: [Lu25, reduced linear attention; DD25a, linear baseline]
+    """
+
+    def __init__(self, intercept: bool = False) -> None:
+        self.intercept = intercept
+        self.gamma: Tensor | None = None
+        self.offset: Tensor | None = None
+
+    def fit(self, summaries: Summaries, penalty: Penalty) -> Self:
+        """Train on summaries.
+
+        Args:
+            summaries: n prompts.
+            penalty: coefficient of :math:`\\lVert \\Gamma \\rVert_F^2` against the summed squared error, above 0; a
+                sequence trains one model for each entry.
+
+        Returns:
+            The model itself, with ``gamma`` of shape ``(..., d, d + 1)`` and ``offset`` of shape ``(...,)``, where
+            ``...`` is the shape of the penalty: empty, or ``(n_penalties,)``.
+
+        Raises:
+            ValueError: if the penalty is not positive, or too small to solve in float64.
+
+        Source: [Lu25, ridge estimate of Gamma; conventions: this book, notation]
+        """
+        penalties = _positive(penalty)
+        if summaries.query.ndim != 2:
+            raise ValueError(f"query has shape {tuple(summaries.query.shape)}, expected (n, d)")
+        x, b, y = summaries.query.double(), summaries.summary.double(), summaries.answer.double()
+        mean_y = y.mean() if self.intercept else torch.zeros((), dtype=y.dtype, device=y.device)
+        mean_h = (x.mT @ b) / len(summaries) if self.intercept else torch.zeros_like(x[:1].mT @ b[:1])
+        if len(summaries) < PRIMAL_FROM * mean_h.numel():
+            gammas = _dual_fit(x, b, y - mean_y, mean_h, penalties)
+        else:
+            gammas = _primal_fit(x, b, y - mean_y, mean_h, penalties)
+        gamma = torch.stack(gammas)
+        offset = mean_y - (gamma * mean_h).sum((-1, -2))
+        many = isinstance(penalty, Sequence)
+        self.gamma, self.offset = (gamma, offset) if many else (gamma[0], offset[0])
+        return self
+
+    def predict(self, summaries: Summaries) -> Float[Tensor, "*penalties n"]:
+        """Predictions for the queries, shape ``(n,)``, or ``(n_penalties, n)`` after training with several.
+
+        Raises:
+            ValueError: if the model is not trained or was trained in another dimension.
+
+        Source: [Lu25, reduced linear attention]
+        """
+        if self.gamma is None or self.offset is None:
+            raise ValueError("the model is not trained, expected a call of fit before predict")
+        if summaries.dim != self.gamma.shape[-2]:
+            raise ValueError(f"summaries have dim {summaries.dim}, expected {self.gamma.shape[-2]}")
+        x, b = summaries.query.double(), summaries.summary.double()
+        return ((x @ self.gamma) * b).sum(-1) + self.offset[..., None]
+
+
+class RandomTransformer:
+    """Linear attention followed by a fixed random layer and a trained read-out.
+
+    .. math:: \\hat y = w^\\top \\sigma(F \\, \\mathrm{vec}(H_Z)), \\qquad F_{ij} \\sim N(0, 1/t)
+
+    with t the trace of the covariance of vec(H_Z), so that a pre-activation has variance 1; w is trained by ridge
+    regression. t is taken from the training prompts.
+
+    Args:
+        dim: dimension d of the inputs.
+        width: number k of neurons.
+        activation: :math:`\\sigma`, a name in ``hermite.ACTIVATIONS`` or a callable.
+        generator: source of F, and later of the twin's noise.
+        dtype: of F and of the features; float32 halves time and memory, and the read-out is still solved in float64.
+
+    Raises:
+        ValueError: for sizes below 1, an unknown activation or another dtype.
+
+    Source: [DD25a, random Transformer]
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        activation: str | hermite.Function,
+        *,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.dim, self.width = _check.integer("dim", dim), _check.integer("width", width)
+        self.activation = hermite.activation(activation)
+        self.generator = _check.random("generator", generator)
+        if dtype not in _check.FLOATS:
+            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+        size = (self.width, self.dim * (self.dim + 1))
+        self.first = torch.randn(size, generator=generator, device=generator.device, dtype=dtype)  # sqrt(t) F
+        self.trace: float | None = None
+        self.weights: Tensor | None = None
+
+    def preactivations(self, summaries: Summaries) -> Float[Tensor, "n width"]:
+        """F vec(H_Z) for every prompt, shape ``(n, width)``: the expensive product, which twins can share.
+
+        Raises:
+            ValueError: if the summaries have another dimension.
+
+        Source: [DD25a, random Transformer]
+        """
+        if summaries.query.ndim != 2 or summaries.dim != self.dim:
+            raise ValueError(f"query has shape {tuple(summaries.query.shape)}, expected (n, {self.dim})")
+        prompts = summaries.to(self.first.device, self.first.dtype)
+        trace = summaries.trace if self.trace is None else self.trace
+        out = torch.empty(len(prompts), self.width, dtype=self.first.dtype, device=self.first.device)
+        for start in range(0, len(prompts), ROWS):
+            rows = slice(start, start + ROWS)
+            torch.mm(prompts[rows].features(), self.first.mT, out=out[rows])
+        return out.mul_(1 / math.sqrt(trace))
+
+    def features(self, preactivations: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """What the read-out sees, :math:`\\sigma(F h)`, shape ``(n, width)``.
+
+        Source: [DD25a, random Transformer]
+        """
+        return self.activation(preactivations)
+
+    def fit(self, summaries: Summaries, penalty: Penalty, *, preactivations: Tensor | None = None) -> Self:
+        """Train the read-out by ridge regression.
+
+        Args:
+            summaries: n prompts.
+            penalty: coefficient of :math:`\\lVert w \\rVert^2` against the summed squared error, at least 0; a
+                sequence trains one read-out for each entry.
+            preactivations: the result of :meth:`preactivations` for these summaries, if it is already there.
+
+        Returns:
+            The model itself, with ``weights`` of shape ``(width,)`` or ``(n_penalties, width)``.
+
+        Raises:
+            ValueError: for a negative penalty, another dimension, or pre-activations of another shape.
+
+        Source: [DD25a, training of the second layer]
+        """
+        values = check_penalties(penalty if isinstance(penalty, Sequence) else [penalty])
+        self.trace = summaries.trace
+        path = ridge_path(self.features(self._inputs(summaries, preactivations)), summaries.answer, values)
+        self.weights = path if isinstance(penalty, Sequence) else path[0]
+        return self
+
+    def predict(self, summaries: Summaries, *, preactivations: Tensor | None = None) -> Float[Tensor, "*penalties n"]:
+        """Predictions for the queries, shape ``(n,)``, or ``(n_penalties, n)`` after training with several.
+
+        Raises:
+            ValueError: if the model is not trained, or the summaries have another dimension.
+
+        Source: [DD25a, random Transformer]
+        """
+        if self.weights is None:
+            raise ValueError("the model is not trained, expected a call of fit before predict")
+        features = self.features(self._inputs(summaries, preactivations))
+        weights = self.weights.to(features.dtype)
+        return (weights @ features.mT).double()
+
+    def hermite_twin(self, degree: int) -> HermiteTwin:
+        """The model with the activation replaced by its Hermite polynomial of a degree plus noise.
+
+        Args:
+            degree: degree p of the polynomial.
+
+        Returns:
+            A :class:`HermiteTwin` that shares F; it has its own read-out, to be trained by its own ``fit``.
+
+        Raises:
+            ValueError: if the degree is negative.
+
+        Source: [DD25a, equivalent Hermite model]
+        """
+        return HermiteTwin(self, degree)
+
+    def _inputs(self, summaries: Summaries, preactivations: Tensor | None) -> Tensor:
+        if preactivations is None:
+            return self.preactivations(summaries)
+        return _check.array("preactivations", preactivations, shape=(len(summaries), self.width))
+
+
+class HermiteTwin(RandomTransformer):
+    """The equivalent model: the same F, a polynomial activation of finite degree, and fresh noise.
+
+    .. math:: \\sigma_p(a) = \\sum_{i \\le p} \\frac{c_i}{i!} He_i(a) + c^*_p z, \\qquad z \\sim N(0, 1)
+
+    z is drawn afresh for every prompt and neuron, at every evaluation, in training and in testing, from the parent's
+    generator.
+
+    Args:
+        parent: the random Transformer.
+        degree: degree p.
+
+    Source: [DD25a, equivalent Hermite model]
+    """
+
+    def __init__(self, parent: RandomTransformer, degree: int) -> None:
+        self.dim, self.width, self.activation = parent.dim, parent.width, parent.activation
+        self.generator, self.first, self.trace = parent.generator, parent.first, parent.trace
+        self.expansion = hermite.expand(parent.activation, degree)
+        self.weights = None
+
+    def features(self, preactivations: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
+        """The truncated activation of the pre-activations, with fresh noise, shape ``(n, width)``.
+
+        Source: [DD25a, equivalent Hermite model]
+        """
+        return self.expansion.activate(preactivations, generator=self.generator)
+
+
+def _positive(penalty: Penalty) -> list[float]:
+    values = check_penalties(penalty if isinstance(penalty, Sequence) else [penalty])
+    if min(values) == 0:
+        raise ValueError("penalty is 0, expected a number above 0")
+    return values
+
+
+def _dual_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list[float]) -> list[Tensor]:
+    """Ridge from the n × n kernel (x^T x')(b^T b'), centred; one matrix of shape (d, d + 1) a penalty."""
+    kernel = (x @ x.mT).mul_(b @ b.mT)
+    if mean_h.any():
+        row = ((x @ mean_h) * b).sum(-1)
+        kernel += (mean_h * mean_h).sum() - row[:, None] - row
+    solutions = solve(kernel, y, penalties, lambda v: kernel @ v)
+    return [x.mT @ (v[:, None] * b) - v.sum() * mean_h for v in solutions]
+
+
+def _primal_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list[float]) -> list[Tensor]:
+    """Ridge from the Gram matrix of the features, of which only products x_i x_j, i <= j, b_a b_c, a <= c, are formed."""
+    n, d = x.shape
+    e = b.shape[1]
+    i, j = torch.triu_indices(d, d, device=x.device)
+    a, c = torch.triu_indices(e, e, device=x.device)
+    unique = torch.zeros(i.numel(), a.numel(), dtype=x.dtype, device=x.device)
+    for start in range(0, n, ROWS):
+        u, v = x[start : start + ROWS], b[start : start + ROWS]
+        unique.addmm_((u[:, i] * u[:, j]).mT, v[:, a] * v[:, c])
+    left = torch.empty(d, d, dtype=torch.long, device=x.device)
+    left[i, j] = left[j, i] = torch.arange(i.numel(), device=x.device)
+    right = torch.empty(e, e, dtype=torch.long, device=x.device)
+    right[a, c] = right[c, a] = torch.arange(a.numel(), device=x.device)
+    gram = unique[left[:, None, :, None], right[None, :, None, :]].reshape(d * e, d * e)
+    gram = gram - n * torch.outer(mean_h.flatten(), mean_h.flatten())
+    target = (x.mT @ (y[:, None] * b)).flatten() - y.sum() * mean_h.flatten()
+    return [v.view(d, e) for v in solve(gram, target, penalties, lambda v: gram @ v)]

@@ -1,0 +1,195 @@
+"""Ridge regression as the papers use it: primal or dual by size, a whole penalty path, float32 features made exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from icl_lib import _check
+
+__all__ = ["ridge", "ridge_path"]
+
+EIGEN_FROM = 13  # from so many penalties on, one eigendecomposition is cheaper than a Cholesky factor for each
+REFINEMENTS = 8
+ROWS = 2048  # rows of float32 features that are widened to float64 at a time
+
+
+def ridge(
+    features: Float[Tensor, "*batch n k"], targets: Float[Tensor, "*batch n"], penalty: float
+) -> Float[Tensor, "*batch k"]:
+    """Ridge regression.
+
+    .. math:: \\hat w = \\arg\\min_w \\lVert y - X w \\rVert^2 + \\mathrm{penalty} \\, \\lVert w \\rVert^2
+
+    Solves the smaller of the primal (k unknowns) and the dual system (n unknowns). At penalty 0 it returns the
+    solution of minimum norm among the minimisers.
+
+    Args:
+        features: X, shape ``(..., n, k)``, float64, or float32 to save time and memory: the Gram matrix is then
+            formed in float32 and the solution refined in float64, so that the answer is that of float64.
+        targets: y, shape ``(..., n)``.
+        penalty: coefficient of the squared norm, at least 0 (not divided by n).
+
+    Returns:
+        Weights of shape ``(..., k)``, float64.
+
+    Raises:
+        ValueError: for wrong shapes or dtypes, non-finite entries, a negative penalty, or a penalty so small that
+            the system cannot be solved in float64.
+
+    Source: [DD25a, training of the read-out; penalty convention: this book, notation]
+    """
+    return ridge_path(features, targets, [penalty])[..., 0, :]
+
+
+def ridge_path(
+    features: Float[Tensor, "*batch n k"],
+    targets: Float[Tensor, "*batch n"],
+    penalties: Sequence[float] | Float[Tensor, " n_penalties"],
+) -> Float[Tensor, "*batch n_penalties k"]:
+    """Ridge regression for several penalties that share one Gram matrix.
+
+    Args:
+        features: X, shape ``(..., n, k)``, float32 or float64.
+        targets: y, shape ``(..., n)``.
+        penalties: coefficients of the squared norm, each at least 0.
+
+    Returns:
+        Weights of shape ``(..., n_penalties, k)``, float64, in the order of the penalties.
+
+    Raises:
+        ValueError: as :func:`ridge`.
+
+    Source: [DD25a, training of the read-out; penalty convention: this book, notation]
+    """
+    _check.array("features", features, shape=("...", "n", "k"))
+    _check.array("targets", targets, shape=("...", features.shape[-2]))
+    if features.shape[:-1] != targets.shape:
+        raise ValueError(f"targets has shape {tuple(targets.shape)}, expected {tuple(features.shape[:-1])}")
+    values = check_penalties(penalties)
+    y = targets.double()
+    dual = features.shape[-2] < features.shape[-1]
+    slim = features.dtype == torch.float32
+    single = features @ features.mT if dual else features.mT @ features  # in the features' own precision
+
+    def apply(v: Tensor) -> Tensor:
+        return _gram_times(features, v, dual)
+
+    def exact() -> Tensor:
+        wide = features.double()
+        return wide @ wide.mT if dual else wide.mT @ wide
+
+    right = y if dual else _transposed_times(features, y)
+    positive = [value for value in values if value > 0]
+    solved = iter(solve(single.double(), right, positive, apply, exact if slim else None)) if positive else iter(())
+    paths = []
+    for value in values:
+        if value > 0:
+            solution = next(solved)
+            paths.append(_transposed_times(features, solution) if dual else solution)
+        else:
+            paths.append((torch.linalg.pinv(features.double()) @ y[..., None])[..., 0])
+    return torch.stack(paths, dim=-2)
+
+
+def check_penalties(penalties: Sequence[float] | Tensor) -> list[float]:
+    """A non-empty list of finite, non-negative penalties."""
+    entries = penalties.tolist() if isinstance(penalties, Tensor) else list(penalties)
+    if not entries:
+        raise ValueError("penalties is empty, expected at least one number")
+    return [_check.number("penalty", entry, least=0.0) for entry in entries]
+
+
+def solve(
+    gram: Tensor,
+    right: Tensor,
+    penalties: Sequence[float],
+    apply: Callable[[Tensor], Tensor],
+    exact: Callable[[], Tensor] | None = None,
+) -> list[Tensor]:
+    """Solve ``(K + penalty I) v = right`` for several penalties, with K known to float64 through ``apply`` only.
+
+    Args:
+        gram: float64 copy of K, possibly rounded to float32 on the way, shape ``(..., m, m)``.
+        right: right-hand side, shape ``(..., m)``, float64.
+        penalties: positive numbers.
+        apply: ``v -> K v`` in float64, used for iterative refinement.
+        exact: recomputes K in float64, for the case that the rounded one is too coarse; None if ``gram`` is exact.
+
+    Returns:
+        One solution of shape ``(..., m)`` a penalty.
+    """
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    eigen = torch.linalg.eigh(gram) if len(penalties) >= EIGEN_FROM else None
+    solutions: list[Tensor] = []
+    for penalty in penalties:
+        if eigen is None:
+            factor, info = torch.linalg.cholesky_ex(gram + penalty * eye)
+            solution = None if info.any() else _refine(_cholesky(factor), right, penalty, apply)
+        else:
+            solution = _refine(_spectral(eigen.eigenvalues, eigen.eigenvectors, penalty), right, penalty, apply)
+        if solution is None and exact is not None:
+            rest = penalties[len(solutions) :]
+            return solutions + solve(exact(), right, rest, apply)
+        if solution is None:
+            size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).max().item()
+            raise ValueError(
+                f"penalty is {penalty:g}, too small for a system of trace {size:.3g}: expected about "
+                f"{1e-14 * size:.1g} or more, or 0 for the solution of minimum norm"
+            )
+        solutions.append(solution)
+    return solutions
+
+
+def _cholesky(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda v: torch.cholesky_solve(v[..., None], factor)[..., 0]
+
+
+def _spectral(values: Tensor, vectors: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
+    scale = 1 / (values + penalty)
+    return lambda v: (vectors @ (scale * (vectors.mT @ v[..., None])[..., 0])[..., None])[..., 0]
+
+
+def _refine(
+    inverse: Callable[[Tensor], Tensor], right: Tensor, penalty: float, apply: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """Iterative refinement until the last correction is at rounding level; None if the corrections do not shrink."""
+    solution = inverse(right)
+    size = torch.linalg.vector_norm(solution, dim=-1)
+    last = torch.full_like(size, torch.inf)
+    for _ in range(REFINEMENTS):
+        step = inverse(right - apply(solution) - penalty * solution)
+        change = torch.linalg.vector_norm(step, dim=-1)
+        if not torch.isfinite(change).all() or (change > 0.5 * last).logical_and(change > 1e-9 * size).any():
+            return None
+        solution = solution + step
+        if (change <= 1e-12 * size).all():
+            return solution
+        last = change
+    return solution if (last <= 1e-9 * size).all() else None
+
+
+def _transposed_times(features: Tensor, v: Tensor) -> Tensor:
+    """X^T v in float64, widening a block of rows at a time."""
+    total = torch.zeros(*v.shape[:-1], features.shape[-1], dtype=torch.float64, device=v.device)
+    for start in range(0, features.shape[-2], ROWS):
+        block = features[..., start : start + ROWS, :].double()
+        total += (block.mT @ v[..., start : start + ROWS, None])[..., 0]
+    return total
+
+
+def _gram_times(features: Tensor, v: Tensor, dual: bool) -> Tensor:
+    """X X^T v (dual) or X^T X v (primal) in float64, widening a block of rows at a time."""
+    inner = _transposed_times(features, v) if dual else v
+    blocks, total = [], torch.zeros_like(v)
+    for start in range(0, features.shape[-2], ROWS):
+        block = features[..., start : start + ROWS, :].double()
+        product = (block @ inner[..., None])[..., 0]
+        if dual:
+            blocks.append(product)
+        else:
+            total += (block.mT @ product[..., None])[..., 0]
+    return torch.cat(blocks, dim=-1) if dual else total
