@@ -17,10 +17,10 @@ help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Setting up .venv: about 2 minutes and 1.5 GB (more where torch comes with CUDA)."
+	@echo "Setting up .venv: a few minutes and 1.6 GB (more where torch comes with CUDA)."
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or run: make PYTHON=/path/to/python"; exit 1; }
 	test -x .venv/bin/pip || $(PYTHON) -m venv .venv
-	.venv/bin/pip install --progress-bar off -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book into _build/html
@@ -51,7 +51,7 @@ lint: $(STAMP)  ## check the style and the types of the code
 
 bench: $(STAMP)  ## run the benchmarks
 	@echo "Running the benchmarks."
-	@for script in benchmarks/*.py; do echo "$$script"; $(PY) $$script || exit 1; done
+	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(PY) $$script || exit 1; done
 
 paper: export ICL_SCALE := paper
 paper:  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)

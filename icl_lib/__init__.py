@@ -2,16 +2,18 @@
 
 Each module holds one idea; ``import icl_lib`` loads none of them until it is used.
 
-========================  =====================================================================
-:mod:`icl_lib.hermite`    Hermite polynomials, the expansion of an activation, Gaussian means
-:mod:`icl_lib.ridge`      ridge regression: primal or dual, a whole penalty path, float32 made exact
-:mod:`icl_lib.tasks`      what is to be learned: task priors, finite pools, covariances
-:mod:`icl_lib.prompts`    what a model sees: prompts, and the exact sampler of their summaries
-:mod:`icl_lib.models`     what predicts: linear and random Transformers and the Hermite twin
-:mod:`icl_lib.sweeps`     Monte Carlo experiments: grid times seeds, progress, resume
-:mod:`icl_lib.plotting`   theory line and simulation dots in one style
-:mod:`icl_lib.chapter`    what every chapter of the book shares
-========================  =====================================================================
+===========================  ==================================================================
+:mod:`icl_lib.hermite`       Hermite polynomials, the expansion of an activation, Gaussian means
+:mod:`icl_lib.moments`       closed-form moments of labels and context summaries
+:mod:`icl_lib.ridge`         ridge regression: primal or dual, a whole penalty path, float32 made exact
+:mod:`icl_lib.tasks`         what is to be learned: task priors, finite pools, covariances
+:mod:`icl_lib.prompts`       what a model sees: prompts, and the exact sampler of their summaries
+:mod:`icl_lib.models`        what predicts: linear and random Transformers and the Hermite twin
+:mod:`icl_lib.asymptotics`   closed-form errors: plain numbers in, plain numbers out
+:mod:`icl_lib.sweeps`        Monte Carlo experiments: grid times seeds, progress, resume
+:mod:`icl_lib.plotting`      theory line and simulation dots in one style
+:mod:`icl_lib.chapter`       what every chapter of the book shares
+===========================  ==================================================================
 """
 
 from __future__ import annotations
@@ -20,7 +22,18 @@ import importlib
 from types import ModuleType
 
 __version__ = "0.1.0"
-__all__ = ["chapter", "hermite", "models", "plotting", "prompts", "ridge", "sweeps", "tasks"]
+__all__ = [
+    "asymptotics",
+    "chapter",
+    "hermite",
+    "models",
+    "moments",
+    "plotting",
+    "prompts",
+    "ridge",
+    "sweeps",
+    "tasks",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

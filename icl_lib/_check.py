@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Number = float | int  # what a real argument may be: beartype does not take an int for a float
 FLOATS = (torch.float32, torch.float64)
 
 
@@ -49,9 +51,30 @@ def array(name: str, value: Any, *, shape: tuple[int | str, ...] = ("...",)) -> 
         raise ValueError(f"{name} has shape {actual}, expected ({', '.join(map(str, shape))})")
     if value.numel() == 0:
         raise ValueError(f"{name} has shape {actual}, expected no empty axis")
-    if value.device.type != "meta" and not torch.isfinite(value).all():
+    if not all_finite(value):
         raise ValueError(f"{name} holds {int((~torch.isfinite(value)).sum())} values that are not finite")
     return value
+
+
+def all_finite(value: Tensor) -> bool:
+    """Whether every entry is finite: a finite sum shows it in one pass, only another sum needs a second look."""
+    return value.device.type == "meta" or bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())
+
+
+def instance(name: str, value: Any, kind: type) -> Any:
+    """An object of the given class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is of type {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def numbers_of(name: str, values: Any) -> list[Any]:
+    """The entries of a sequence or of a tensor with one axis, not yet checked one by one."""
+    if isinstance(values, Tensor) and values.ndim == 1:
+        return values.tolist()
+    if isinstance(values, (str, Tensor)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {values!r}, expected a sequence of numbers")
+    return list(values)
 
 
 def random(name: str, value: Any) -> torch.Generator:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from icl_lib import _check, hermite
+from icl_lib._check import Number
 from icl_lib.prompts import Summaries
 from icl_lib.ridge import check_penalties, ridge_path, solve
 
 __all__ = ["HermiteTwin", "LinearTransformer", "RandomTransformer", "icl_error"]
 
-Penalty = float | Sequence[float]
+Penalty = Number | Sequence[Number]
 PRIMAL_FROM = 1.2  # the Gram matrix of the features is cheaper than that of the prompts from n = 1.2 d (d + 1) on
 ROWS = 1024  # prompts whose features exist at the same time
 
@@ -41,7 +41,8 @@ def icl_error(predictions: Float[Tensor, "*models n"], answers: Float[Tensor, "*
     Source: [DD25a, in-context error; Lu25, ICL error]
     """
     _check.array("predictions", predictions, shape=("...", "n"))
-    _check.array("answers", answers, shape=predictions.shape if answers.ndim > 1 else predictions.shape[-1:])
+    same = isinstance(answers, Tensor) and answers.ndim > 1
+    _check.array("answers", answers, shape=predictions.shape if same else predictions.shape[-1:])
     return ((predictions - answers) ** 2).mean(-1)
 
 
@@ -65,7 +66,7 @@ class LinearTransformer:
         self.gamma: Tensor | None = None
         self.offset: Tensor | None = None
 
-    def fit(self, summaries: Summaries, penalty: Penalty) -> Self:
+    def fit(self, summaries: Summaries, penalty: Penalty) -> LinearTransformer:
         """Train on summaries.
 
         Args:
@@ -83,6 +84,7 @@ class LinearTransformer:
         Source: [Lu25, ridge estimate of Gamma; conventions: this book, notation]
         """
         penalties = _positive(penalty)
+        _check.instance("summaries", summaries, Summaries)
         if summaries.query.ndim != 2:
             raise ValueError(f"query has shape {tuple(summaries.query.shape)}, expected (n, d)")
         x, b, y = summaries.query.double(), summaries.summary.double(), summaries.answer.double()
@@ -108,6 +110,7 @@ class LinearTransformer:
         """
         if self.gamma is None or self.offset is None:
             raise ValueError("the model is not trained, expected a call of fit before predict")
+        _check.instance("summaries", summaries, Summaries)
         if summaries.dim != self.gamma.shape[-2]:
             raise ValueError(f"summaries have dim {summaries.dim}, expected {self.gamma.shape[-2]}")
         x, b = summaries.query.double(), summaries.summary.double()
@@ -162,6 +165,7 @@ class RandomTransformer:
 
         Source: [DD25a, random Transformer]
         """
+        _check.instance("summaries", summaries, Summaries)
         if summaries.query.ndim != 2 or summaries.dim != self.dim:
             raise ValueError(f"query has shape {tuple(summaries.query.shape)}, expected (n, {self.dim})")
         prompts = summaries.to(self.first.device, self.first.dtype)
@@ -179,7 +183,7 @@ class RandomTransformer:
         """
         return self.activation(preactivations)
 
-    def fit(self, summaries: Summaries, penalty: Penalty, *, preactivations: Tensor | None = None) -> Self:
+    def fit(self, summaries: Summaries, penalty: Penalty, *, preactivations: Tensor | None = None) -> RandomTransformer:
         """Train the read-out by ridge regression.
 
         Args:
@@ -197,7 +201,7 @@ class RandomTransformer:
         Source: [DD25a, training of the second layer]
         """
         values = check_penalties(penalty if isinstance(penalty, Sequence) else [penalty])
-        self.trace = summaries.trace
+        self.trace = _check.instance("summaries", summaries, Summaries).trace
         path = ridge_path(self.features(self._inputs(summaries, preactivations)), summaries.answer, values)
         self.weights = path if isinstance(penalty, Sequence) else path[0]
         return self
@@ -235,7 +239,10 @@ class RandomTransformer:
     def _inputs(self, summaries: Summaries, preactivations: Tensor | None) -> Tensor:
         if preactivations is None:
             return self.preactivations(summaries)
-        return _check.array("preactivations", preactivations, shape=(len(summaries), self.width))
+        _check.array("preactivations", preactivations, shape=(len(summaries), self.width))
+        if not torch.allclose(self.preactivations(summaries[:1]), preactivations[:1].to(self.first), 1e-3, 1e-3):
+            raise ValueError("preactivations differ from those of the summaries, expected the same prompts and trace")
+        return preactivations
 
 
 class HermiteTwin(RandomTransformer):
@@ -254,6 +261,7 @@ class HermiteTwin(RandomTransformer):
     """
 
     def __init__(self, parent: RandomTransformer, degree: int) -> None:
+        _check.instance("parent", parent, RandomTransformer)
         self.dim, self.width, self.activation = parent.dim, parent.width, parent.activation
         self.generator, self.first, self.trace = parent.generator, parent.first, parent.trace
         self.expansion = hermite.expand(parent.activation, degree)
@@ -285,7 +293,7 @@ def _dual_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list[f
 
 
 def _primal_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list[float]) -> list[Tensor]:
-    """Ridge from the Gram matrix of the features, of which only products x_i x_j, i <= j, b_a b_c, a <= c, are formed."""
+    """Ridge from the Gram matrix of the features, built from the distinct products x_i x_j and b_a b_c only."""
     n, d = x.shape
     e = b.shape[1]
     i, j = torch.triu_indices(d, d, device=x.device)

@@ -7,6 +7,7 @@ dashed, a control is a red cross.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,8 +16,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-__all__ = ["COLOURS", "MARKERS", "baseline", "control", "simulation", "stored", "theory"]
+from icl_lib.sweeps import largest_deviation
+
+__all__ = ["COLOURS", "MARKERS", "baseline", "compare", "control", "log_axis", "simulation", "stored", "theory"]
 
 # The colours of Okabe and Ito that read well on white, in the order of the book's style file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -76,7 +80,7 @@ def simulation(
 
 
 def stored(
-    x: Any, mean: Any, se: Any = None, label: str = "", *, series: int = 0, ax: Axes | None = None, **style: Any
+    x: Any, mean: Any, se: Any, label: str, *, series: int = 0, ax: Axes | None = None, **style: Any
 ) -> ErrorbarContainer:
     r"""Draw stored full-size results: large pale markers behind everything else.
 
@@ -86,7 +90,7 @@ def stored(
         x: abscissae, shape (points,).
         mean: means over the runs, shape (points,).
         se: standard errors of the means, shape (points,), or ``None`` for no error bars.
-        label: entry of the legend, required.
+        label: entry of the legend.
         series: number of the series, which picks colour and marker.
         ax: axes to draw on, by default the current ones.
         style: further properties of :meth:`matplotlib.axes.Axes.errorbar`.
@@ -121,13 +125,11 @@ def baseline(x: Any, y: Any, label: str, *, ax: Axes | None = None, **style: Any
 
     Source: [this book, "How to read and run this book"]
     """
-    level = np.broadcast_to(y, np.shape(x)) if np.ndim(y) == 0 else y
+    level = np.full(np.shape(x), float(y)) if np.ndim(y) == 0 else y
     return _line(x, level, label, ax, {"color": "0.5", "linestyle": "--", "zorder": 1.5} | style)
 
 
-def control(
-    x: Any, mean: Any, se: Any = None, label: str = "", *, ax: Axes | None = None, **style: Any
-) -> ErrorbarContainer:
+def control(x: Any, mean: Any, se: Any, label: str, *, ax: Axes | None = None, **style: Any) -> ErrorbarContainer:
     r"""Draw a negative control, which must miss the formula: red crosses.
 
     .. math:: \bar v \pm 2 \, \mathrm{se}
@@ -136,7 +138,7 @@ def control(
         x: abscissae, shape (points,).
         mean: means over the runs, shape (points,).
         se: standard errors of the means, shape (points,), or ``None`` for no error bars.
-        label: entry of the legend, required.
+        label: entry of the legend.
         ax: axes to draw on, by default the current ones.
         style: further properties of :meth:`matplotlib.axes.Axes.errorbar`.
 
@@ -150,6 +152,69 @@ def control(
     """
     look = {"color": "#CC0000", "marker": "x", "markersize": 7, "markeredgewidth": 1.8, "zorder": 3}
     return _dots(x, mean, se, label, ax, look | style)
+
+
+def compare(
+    x: Any,
+    dots: Any,
+    formula: Callable[[Any], float],
+    label: str,
+    *,
+    series: int = 0,
+    grid: Any = None,
+    ax: Axes | None = None,
+) -> float:
+    r"""Draw a formula through simulated means, and return by how much it misses them.
+
+    .. math:: \max_j \frac{|\bar v_j - f(x_j)|}{\mathrm{se}_j}
+
+    Args:
+        x: abscissae of the simulation, shape (points,).
+        dots: table with the columns ``mean`` and ``se``, one row a point, as :func:`icl_lib.sweeps.summarise` gives.
+        formula: maps one abscissa to a number.
+        label: entry of the legend for the markers; the line of the same colour is the formula.
+        series: number of the series, which picks colour and marker.
+        grid: abscissae at which the line is drawn, by default those of the simulation.
+        ax: axes to draw on, by default the current ones.
+
+    Returns:
+        The largest deviation in standard errors.
+
+    Raises:
+        ValueError: as for :func:`theory` and :func:`simulation`.
+
+    Source: [this book, "How to read and run this book"]
+    """
+    points = list(x if grid is None else grid)
+    theory(points, [formula(point) for point in points], "_formula", series=series, ax=ax)
+    simulation(x, dots["mean"], dots["se"], label, series=series, ax=ax)
+    return largest_deviation(dots["mean"], dots["se"], [formula(point) for point in x])
+
+
+def log_axis(which: str, ticks: Any, *, ax: Axes | None = None) -> None:
+    """Make an axis logarithmic, with its ticks at the given numbers, written out.
+
+    Args:
+        which: ``"x"`` or ``"y"``.
+        ticks: positive numbers.
+        ax: the axes, by default the current ones.
+
+    Raises:
+        ValueError: for another axis, or a tick that is not positive.
+
+    Source: [this book, "How to read and run this book"]
+    """
+    if which not in ("x", "y"):
+        raise ValueError(f"which is {which!r}, expected 'x' or 'y'")
+    values = _numbers("ticks", x=ticks)[0]
+    if values.min() <= 0:
+        raise ValueError(f"smallest tick is {values.min()}, expected positive numbers")
+    chosen = ax or plt.gca()
+    axis = chosen.xaxis if which == "x" else chosen.yaxis
+    (chosen.set_xscale if which == "x" else chosen.set_yscale)("log")
+    axis.set_major_locator(FixedLocator(values.tolist()))
+    axis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
+    axis.set_minor_locator(NullLocator())
 
 
 def _line(x: Any, y: Any, label: str, ax: Axes | None, look: dict[str, Any]) -> Line2D:

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_lib import _check, hermite
+from icl_lib._check import Number
+from icl_lib.moments import Target, interpolated_moments, label_moments, summary_moments
 from icl_lib.tasks import square_root
 
-__all__ = ["Moments", "Prompts", "Summaries", "sample_prompts", "sample_summaries", "summary_moments"]
+__all__ = ["Prompts", "Summaries", "sample_prompts", "sample_summaries", "summary_moments"]
 
 SCALINGS = ("unit", "lu")
-Target = str | hermite.Function
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,14 @@ class Summaries:
     trace: float
 
     def __post_init__(self) -> None:
-        _check.array("query", self.query, shape=("...", "n", "d"))
+        for name in ("query", "summary", "answer"):
+            _check.array(name, getattr(self, name), shape=("...", "n", "d")[: 2 if name == "answer" else 3])
         dim = self.query.shape[-1]
         if self.summary.shape != (*self.query.shape[:-1], dim + 1):
             expected = (*self.query.shape[:-1], dim + 1)
             raise ValueError(f"summary has shape {tuple(self.summary.shape)}, expected {expected}")
         if self.answer.shape != self.query.shape[:-1]:
             raise ValueError(f"answer has shape {tuple(self.answer.shape)}, expected {tuple(self.query.shape[:-1])}")
-        _check.array("summary", self.summary)
-        _check.array("answer", self.answer)
         _check.number("trace", self.trace, above=0.0)
 
     def __len__(self) -> int:
@@ -97,6 +97,14 @@ class Prompts:
     scaling: str
     trace: float
 
+    def __post_init__(self) -> None:
+        n, length, dim = _check.array("inputs", self.inputs, shape=("n", "l", "d")).shape
+        _check.array("labels", self.labels, shape=(n, length))
+        _check.array("query", self.query, shape=(n, dim))
+        _check.array("answer", self.answer, shape=(n,))
+        _scaling(self.scaling)
+        _check.number("trace", self.trace, above=0.0)
+
     def matrix(self) -> Float[Tensor, "n tokens columns"]:
         """Z, shape ``(n, d + 1, l + 1)``: a token a column, label below input, 0 in the place of the answer."""
         inputs = torch.cat([self.inputs, self.query[:, None, :]], dim=1)  # (n, l + 1, d)
@@ -112,61 +120,12 @@ class Prompts:
         return Summaries(self.query, torch.cat([linear, square], dim=-1), self.answer, self.trace)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Second moments of the summary: :math:`\\mathbb{E}[b b^\\top] = \\mathrm{diag}(\\beta I_d, \\gamma)`.
-
-    Args:
-        beta: :math:`\\beta`, second moment of each of the first d coordinates.
-        gamma: :math:`\\gamma`, second moment of the last coordinate.
-        trace: :math:`t = d (d \\beta + \\gamma)`.
-
-    Source: [this book, "In-context regression"]
-    """
-
-    beta: float
-    gamma: float
-    trace: float
-
-
-def summary_moments(dim: int, length: int, *, target: Target, noise: float) -> Moments:
-    """Second moments of the summary for isotropic inputs, scaling ``"unit"`` and any tasks.
-
-    .. math::
-        \\beta = \\frac1d \\Bigl[\\Bigl(1 - \\frac1l\\Bigr) c_1^2 + \\frac{d m_2 + q}{l}\\Bigr], \\qquad
-        \\gamma = \\Bigl(1 - \\frac1l\\Bigr) m_2^2 + \\frac{m_4}{l}, \\qquad t = d (d \\beta + \\gamma)
-
-    with :math:`c_1 = \\mathbb{E}[\\varphi(g) g]`, :math:`m_2 = \\mathbb{E}[y^2]`, :math:`m_4 = \\mathbb{E}[y^4]` and
-    :math:`q = \\mathbb{E}[\\varphi(g)^2 (g^2 - 1)]`.
-
-    Args:
-        dim: dimension d.
-        length: number l of examples.
-        target: link function :math:`\\varphi`, a name in ``hermite.ACTIVATIONS``, ``"linear"``, or a callable.
-        noise: standard deviation of the label noise.
-
-    Returns:
-        :class:`Moments`.
-
-    Raises:
-        ValueError: for sizes below 1, a negative noise, or an unknown target.
-
-    Source: [DD25a, setting; formula: this book, "In-context regression"]
-    """
-    _check.integer("dim", dim)
-    _check.integer("length", length)
-    linear, square, quartic, excess = _label_moments(hermite.activation(target), torch.ones(1), noise)[:, 0].tolist()
-    beta = ((1 - 1 / length) * linear**2 + (dim * square + excess) / length) / dim
-    gamma = (1 - 1 / length) * square**2 + quartic / length
-    return Moments(beta, gamma, dim * (dim * beta + gamma))
-
-
 def sample_summaries(
     tasks: Float[Tensor, "*batch n d"],
     length: int,
     *,
     target: Target,
-    noise: float,
+    noise: Number,
     covariance: Tensor | None = None,
     scaling: str = "unit",
     generator: torch.Generator,
@@ -210,9 +169,9 @@ def sample_summaries(
     projections = setup.normal(length)  # (..., n, l)
     labels = setup.labels(projections, setup.scale[..., None])  # (..., n, l)
     across = setup.normal(setup.dim)  # (..., n, d)
-    across -= (across * setup.axis).sum(-1, keepdim=True) * setup.axis
-    along = (labels * projections).sum(-1, keepdim=True)
-    linear = setup.colour(along * setup.axis + labels.norm(dim=-1, keepdim=True) * across)
+    size = labels.norm(dim=-1, keepdim=True)
+    along = (labels * projections).sum(-1, keepdim=True) - size * (across * setup.axis).sum(-1, keepdim=True)
+    linear = setup.colour(size * across + along * setup.axis)
     factor = math.sqrt(setup.dim) / length if scaling == "lu" else 1 / length
     square = (labels**2).mean(-1, keepdim=True)
     query, answer = setup.question()
@@ -224,7 +183,7 @@ def sample_prompts(
     length: int,
     *,
     target: Target,
-    noise: float,
+    noise: Number,
     covariance: Tensor | None = None,
     scaling: str = "unit",
     generator: torch.Generator,
@@ -252,6 +211,12 @@ def sample_prompts(
     return Prompts(inputs, labels, query, answer, scaling, setup.trace())
 
 
+def _scaling(name: str) -> str:
+    if name not in SCALINGS:
+        raise ValueError(f"scaling is {name!r}, expected one of {', '.join(SCALINGS)}")
+    return name
+
+
 class _Setup:
     """The checked arguments of a sampler, and what both samplers compute from them in the same way."""
 
@@ -260,7 +225,7 @@ class _Setup:
         tasks: Tensor,
         length: int,
         target: Target,
-        noise: float,
+        noise: Number,
         covariance: Tensor | None,
         scaling: str,
         generator: torch.Generator,
@@ -270,9 +235,7 @@ class _Setup:
         self.length = _check.integer("length", length)
         self.target = hermite.activation(target)
         self.noise = _check.number("noise", noise, least=0.0)
-        if scaling not in SCALINGS:
-            raise ValueError(f"scaling is {scaling!r}, expected one of {', '.join(SCALINGS)}")
-        self.scaling = scaling
+        self.scaling = _scaling(scaling)
         self.generator = _check.random("generator", generator)
         root = None if covariance is None else square_root("covariance", covariance, self.dim).to(tasks)
         self.root = root
@@ -280,6 +243,8 @@ class _Setup:
         size = white.norm(dim=-1)
         if not (size > 0).all():
             raise ValueError(f"tasks holds {int((size == 0).sum())} tasks whose labels do not depend on the inputs")
+        if not _check.all_finite(size):
+            raise ValueError(f"tasks holds {tasks.abs().max().item():.3g}, expected entries whose squares are finite")
         self.axis = white / size[..., None]  # e
         if scaling == "lu":
             self.scale = size / math.sqrt(self.dim)  # standard deviation of the argument of the target
@@ -303,7 +268,7 @@ class _Setup:
             projections.shape, generator=self.generator, device=projections.device, dtype=projections.dtype
         )
         labels = values + self.noise * noise
-        if not torch.isfinite(labels).all():
+        if not _check.all_finite(labels):
             raise ValueError("target returned labels that are not finite")
         return labels
 
@@ -326,46 +291,20 @@ class _Setup:
         the sphere) the result is exact; otherwise it is the mean over the tasks at hand.
         """
         d, length = self.dim, self.length
-        sigma = torch.eye(d, dtype=torch.float64) if self.root is None else (self.root @ self.root).double().cpu()
-        axis, scale = self.axis.double().cpu().reshape(-1, d), self.scale.double().cpu().flatten()
-        total = sigma.trace().item()
-        stretch = ((axis @ sigma) * axis).sum(-1)  # e^T Sigma e
+        scale = self.scale.double().cpu().flatten()
+        if self.root is None:
+            total, stretch = float(d), torch.ones_like(scale)
+        else:
+            root = self.root.double().cpu()
+            total = root.square().sum().item()  # Tr Sigma
+            stretch = (self.axis.double().cpu().reshape(-1, d) @ root).square().sum(-1)  # e^T Sigma e
         low, high = scale.min().item(), scale.max().item()
         if high - low < 1e-6 * high:
-            linear, square, quartic, excess = _label_moments(self.target, scale[:1], self.noise)
+            linear, square, quartic, excess = label_moments(self.target, scale[:1], self.noise)
         else:
-            linear, square, quartic, excess = _interpolated_moments(self.target, scale, self.noise)
+            linear, square, quartic, excess = interpolated_moments(self.target, scale, self.noise)
         vector = (1 - 1 / length) * linear**2 * stretch + (square * total + excess * stretch) / length
         last = (1 - 1 / length) * square**2 + quartic / length
         if self.scaling == "lu":  # x carries 1/sqrt(d) and the first block of b carries d
             vector, total = vector * d, total / d
         return total * (vector + last).mean().item()
-
-
-def _label_moments(target: hermite.Activation, scales: Tensor, noise: float) -> Tensor:
-    """E[y g], E[y^2], E[y^4] and E[y^2 (g^2 - 1)] for y = target(scale g) + noise; shape (4, scales)."""
-    _check.number("noise", noise, least=0.0)
-    rows = []
-    for scale in scales.tolist():
-        kinks = tuple(kink / scale for kink in target.kinks)
-
-        def powers(g: Tensor, scale: float = scale) -> Tensor:
-            phi = target(scale * g)
-            return torch.stack([phi * g, phi**2, phi**4, phi**2 * (g**2 - 1)])
-
-        linear, square, quartic, excess = hermite.gaussian_mean(powers, kinks).tolist()
-        rows.append([linear, square + noise**2, quartic + 6 * noise**2 * square + 3 * noise**4, excess])
-    return torch.tensor(rows, dtype=torch.float64).T
-
-
-def _interpolated_moments(target: hermite.Activation, scales: Tensor, noise: float) -> Tensor:
-    """The same for many scales: computed at 33 Chebyshev points of their range and interpolated (they are smooth)."""
-    import numpy as np
-
-    low, high = scales.min().item(), scales.max().item()
-    angle = torch.arange(33, dtype=torch.float64) * (math.pi / 32)
-    nodes = (low + high) / 2 + (high - low) / 2 * torch.cos(angle)
-    values = _label_moments(target, nodes, noise)
-    fit = np.polynomial.chebyshev.Chebyshev.fit
-    rows = [fit(nodes.numpy(), row.numpy(), 32, domain=[low, high])(scales.numpy()) for row in values]
-    return torch.from_numpy(np.stack(rows))

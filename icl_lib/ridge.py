@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_lib import _check
+from icl_lib._check import Number
 
 __all__ = ["ridge", "ridge_path"]
 
@@ -18,7 +19,7 @@ ROWS = 2048  # rows of float32 features that are widened to float64 at a time
 
 
 def ridge(
-    features: Float[Tensor, "*batch n k"], targets: Float[Tensor, "*batch n"], penalty: float
+    features: Float[Tensor, "*batch n k"], targets: Float[Tensor, "*batch n"], penalty: Number
 ) -> Float[Tensor, "*batch k"]:
     """Ridge regression.
 
@@ -48,7 +49,7 @@ def ridge(
 def ridge_path(
     features: Float[Tensor, "*batch n k"],
     targets: Float[Tensor, "*batch n"],
-    penalties: Sequence[float] | Float[Tensor, " n_penalties"],
+    penalties: Sequence[Number] | Float[Tensor, " n_penalties"],
 ) -> Float[Tensor, "*batch n_penalties k"]:
     """Ridge regression for several penalties that share one Gram matrix.
 
@@ -95,9 +96,9 @@ def ridge_path(
     return torch.stack(paths, dim=-2)
 
 
-def check_penalties(penalties: Sequence[float] | Tensor) -> list[float]:
+def check_penalties(penalties: Sequence[Number] | Tensor) -> list[float]:
     """A non-empty list of finite, non-negative penalties."""
-    entries = penalties.tolist() if isinstance(penalties, Tensor) else list(penalties)
+    entries = _check.numbers_of("penalties", penalties)
     if not entries:
         raise ValueError("penalties is empty, expected at least one number")
     return [_check.number("penalty", entry, least=0.0) for entry in entries]
@@ -106,7 +107,7 @@ def check_penalties(penalties: Sequence[float] | Tensor) -> list[float]:
 def solve(
     gram: Tensor,
     right: Tensor,
-    penalties: Sequence[float],
+    penalties: Sequence[Number],
     apply: Callable[[Tensor], Tensor],
     exact: Callable[[], Tensor] | None = None,
 ) -> list[Tensor]:
@@ -122,6 +123,10 @@ def solve(
     Returns:
         One solution of shape ``(..., m)`` a penalty.
     """
+    if not _check.all_finite(gram):
+        if exact is not None:
+            return solve(exact(), right, penalties, apply)
+        raise ValueError("features are so large that their products are not finite, expected rescaled features")
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     eigen = torch.linalg.eigh(gram) if len(penalties) >= EIGEN_FROM else None
     solutions: list[Tensor] = []
@@ -137,8 +142,8 @@ def solve(
         if solution is None:
             size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).max().item()
             raise ValueError(
-                f"penalty is {penalty:g}, too small for a system of trace {size:.3g}: expected about "
-                f"{1e-14 * size:.1g} or more, or 0 for the solution of minimum norm"
+                f"penalty is {penalty:g}, too small for a system of trace {size:.3g}: expected, to be "
+                f"safe, {2e-7 * size:.1g} or more, or 0 for the solution of minimum norm"
             )
         solutions.append(solution)
     return solutions
@@ -148,13 +153,13 @@ def _cholesky(factor: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda v: torch.cholesky_solve(v[..., None], factor)[..., 0]
 
 
-def _spectral(values: Tensor, vectors: Tensor, penalty: float) -> Callable[[Tensor], Tensor]:
+def _spectral(values: Tensor, vectors: Tensor, penalty: Number) -> Callable[[Tensor], Tensor]:
     scale = 1 / (values + penalty)
     return lambda v: (vectors @ (scale * (vectors.mT @ v[..., None])[..., 0])[..., None])[..., 0]
 
 
 def _refine(
-    inverse: Callable[[Tensor], Tensor], right: Tensor, penalty: float, apply: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor], right: Tensor, penalty: Number, apply: Callable[[Tensor], Tensor]
 ) -> Tensor | None:
     """Iterative refinement until the last correction is at rounding level; None if the corrections do not shrink."""
     solution = inverse(right)

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+import numbers
 import os
 import sys
 import uuid
@@ -50,7 +51,8 @@ def run(
     and scipy inside ``function`` has threads of its own: start Python with ``OPENBLAS_NUM_THREADS=1`` then.
 
     With a store, each result is written by the worker that found it, as soon as it is found, to a small JSON file
-    of its own with a checksum. Killing the run loses only evaluations in progress; damaged files are computed again.
+    of its own with a checksum. A kill loses only evaluations in progress (and may leave a ``.tmp`` file, which is
+    ignored); damaged files are computed again.
     A result is reused only if nothing known to have made it has changed: point and seed; the sources of this package;
     the versions of Python's bytecode, numpy, scipy and torch; the code of ``function``, its defaults, the arguments
     bound by ``functools.partial``, captured variables, and the globals that it reads, with the functions and classes
@@ -184,7 +186,8 @@ def deviation_limit(points: int, runs: int, level: float = 1e-3) -> float:
 
     Source: [this book, "How to read and run this book"]
     """
-    if not (points >= 1 and runs >= 2 and 0 < level < 1):
+    plain = all(isinstance(given, numbers.Real) for given in (points, runs, level))
+    if not (plain and points >= 1 and runs >= 2 and 0 < level < 1):
         given = f"points {points}, runs {runs}, level {level}"
         raise ValueError(f"got {given}, expected points >= 1, runs >= 2 and a level between 0 and 1")
     from scipy.stats import t
@@ -371,12 +374,14 @@ def _describe(value: Any, name: str, package: str, seen: set[int]) -> Any:
     home = str(value.__globals__["__name__"] if isinstance(value, FunctionType) else getattr(value, "__module__", None))
     foreign = home.partition(".")[0] != package or package == "icl_lib"
     public = getattr(sys.modules.get(home), getattr(value, "__name__", ""), None) is value
-    if id(value) in seen or (foreign and public):
+    wrapped = {"wrapped": value.__wrapped__} if hasattr(value, "__wrapped__") else {}
+    readable = isinstance(value, (FunctionType, type))
+    if id(value) in seen or (public and (foreign or not (readable or wrapped))):
         return _name(value)
     seen.add(id(value))
+    if wrapped and (foreign or not readable):  # a decorator from elsewhere
+        return [_name(value), each(wrapped)]
     if isinstance(value, FunctionType):
-        if foreign and hasattr(value, "__wrapped__"):  # a decorator from elsewhere
-            return [_name(value), each({"wrapped": value.__wrapped__})]
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         captured = each({key: cell.cell_contents for key, cell in cells})
         own = each({"code": value.__code__, "defaults": value.__defaults__, "keywords": value.__kwdefaults__})
@@ -384,8 +389,8 @@ def _describe(value: Any, name: str, package: str, seen: set[int]) -> Any:
         return [_name(value), own, captured, each({key: value.__globals__[key] for key in read})]
     if isinstance(value, type):
         members = {key: getattr(item, "__func__", getattr(item, "fget", item)) for key, item in vars(value).items()}
-        own = {key: item for key, item in members.items() if key[:2] != "__" or isinstance(item, FunctionType)}
-        return [_name(value), each({"bases": value.__bases__}), each(own)]
+        kept = {key: item for key, item in members.items() if key[:2] != "__" or isinstance(item, FunctionType)}
+        return [_name(value), each({"bases": value.__bases__}), each(kept)]
     raise ValueError(
         f"{name} is {value!r:.80}, and the store cannot tell when it changes; expected a function of a module or "
         "notebook that gets numbers and strings from the grid or functools.partial and makes everything else itself"

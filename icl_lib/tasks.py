@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from icl_lib import _check
+from icl_lib._check import Number
 
 __all__ = ["TaskPrior", "power_law_covariance", "spiked_covariance"]
 
@@ -90,7 +91,7 @@ class TaskPrior:
         return tasks
 
 
-def spiked_covariance(dim: int, strength: float, direction: Tensor | None = None) -> Float[Tensor, "dim dim"]:
+def spiked_covariance(dim: int, strength: Number, direction: Tensor | None = None) -> Float[Tensor, "dim dim"]:
     """Identity plus one spike.
 
     .. math:: C = I + \\theta \\gamma \\gamma^\\top, \\qquad \\lVert \\gamma \\rVert = 1
@@ -119,7 +120,7 @@ def spiked_covariance(dim: int, strength: float, direction: Tensor | None = None
     return torch.eye(dim, dtype=torch.float64, device=gamma.device) + strength * torch.outer(gamma, gamma)
 
 
-def power_law_covariance(dim: int, exponent: float) -> Float[Tensor, "dim dim"]:
+def power_law_covariance(dim: int, exponent: Number) -> Float[Tensor, "dim dim"]:
     """Diagonal covariance with a power-law spectrum and mean eigenvalue 1.
 
     .. math::

@@ -1,4 +1,4 @@
-"""What the book adds to Jupyter Book: repository buttons if there is a repository, offline MathJax, clean downloads."""
+"""What the book adds to Jupyter Book: buttons, offline MathJax, unique identifiers, clean downloads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx_proof.nodes import proof_node
 
 MATHJAX = Path("_vendor/mathjax/es5/tex-mml-chtml.js")
 
@@ -27,6 +29,15 @@ def set_mathjax(app: Sphinx, config: Config) -> None:
     if (Path(app.srcdir) / MATHJAX).is_file():
         config.html_static_path.append(MATHJAX.parts[0])
         config.mathjax_path = MATHJAX.relative_to(MATHJAX.parts[0]).as_posix()
+
+
+def name_once(app: Sphinx, doctree: nodes.document) -> None:
+    """Theorem boxes and proofs all come with the same two identifiers; a page may hold each only once."""
+    for section in doctree.findall(nodes.section):
+        if section["ids"] == ["proof-content"]:
+            section["ids"] = [f"{section.parent['ids'][0]}-content"]
+    for proof in doctree.findall(proof_node):
+        proof[0]["ids"].clear()
 
 
 def twin(app: Sphinx, page: str) -> Path:
@@ -53,6 +64,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above to Sphinx's events."""
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("config-inited", set_mathjax, priority=100)
+    app.connect("doctree-read", name_once)
     app.connect("html-page-context", offer_notebook, priority=100)
     app.connect("build-finished", copy_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -66,7 +66,13 @@ def is_stale(cache: JupyterCacheAbstract, chapter: Path) -> bool:
 def run(chapter: Path) -> tuple[NotebookNode, float, str]:
     """Execute one chapter in its own kernel: the notebook, the seconds, and the error, empty if there was none."""
     try:
-        result = single_nb_execution(read(chapter), cwd=str(chapter.parent), timeout=TIMEOUT, allow_errors=False)
+        result = single_nb_execution(
+            read(chapter),
+            cwd=str(chapter.parent),
+            timeout=TIMEOUT,
+            allow_errors=False,
+            extra_arguments=["--log-level=ERROR"],  # keep the kernel's own remarks out of the build's output
+        )
     except Exception as error:  # a kernel that dies or does not start
         return NotebookNode(), 0.0, f"{type(error).__name__}: {error}"
     return result.nb, result.time, str(result.err or "")

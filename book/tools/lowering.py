@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import jupytext
 import nbformat
 import yaml
-from pybtex.database import Entry, Person, parse_file
+from pybtex.database import Entry, Person, parse_file  # type: ignore[import-untyped]
 
 THEOREMS = ("theorem", "lemma", "proposition", "corollary", "definition", "remark")
 NOTES = ("note", "tip", "warning", "important")
@@ -452,8 +452,8 @@ class _Lowering:
 
     def display(self, tex: str, label: str | None, line: int, flat: bool) -> str:
         """A displayed equation with its number; flat, on one line, in quotations, where Jupyter would show the '>'."""
-        lines = [re.sub(r"^[ \t]*(>[ \t]?)*", "", part) for part in tex.strip().split("\n")]
-        if re.search(r"(?<!\\)%", tex) or "" in lines:
+        lines = re.sub(r"^[ \t]*(>[ \t]?)*", "", tex, flags=re.MULTILINE).strip().split("\n")
+        if re.search(r"(?<!\\)%", tex) or not all(map(str.strip, lines)):
             raise MarkupError(line, "an equation holds neither TeX comments nor empty lines")
         outside = body = "\n".join(lines)
         while (inner := ENVIRONMENT.sub("", outside)) != outside:

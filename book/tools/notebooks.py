@@ -21,7 +21,7 @@ import sys
 if importlib.util.find_spec("icl_lib") is None:
     source = os.environ.get("ICL_LIB_SOURCE") or "{source}"
     if not source:
-        raise RuntimeError("icl_lib is missing: set ICL_LIB_SOURCE to the folder or git+https address of the repository")
+        raise RuntimeError("icl_lib is missing: set ICL_LIB_SOURCE to the repository's folder or git+https address")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", source], check=True)
     importlib.invalidate_caches()"""
 SETUP_CELL = re.compile(
@@ -60,48 +60,49 @@ def citation_file(text: str, repository: Repository) -> str:
     """CITATION.cff with this repository's addresses; a line without an address is commented out."""
     for key, value in (("repository-code", repository.url), ("url", repository.address or repository.url)):
         line = f'{key}: "{value}"' if value else f"# {key}: set by repository.url in _config.yml"
-        text = re.sub(rf"^(?:# )?{key}:.*$", lambda _, line=line: line, text, flags=re.MULTILINE)  # type: ignore[misc]
+        text = re.sub(rf"^(?:# )?{key}:.*$", line, text, flags=re.MULTILINE)
     return text
 
 
-def wanted(root: Path) -> dict[Path, str]:
-    """Every file this command writes, with the text it should have."""
+def wanted(root: Path) -> tuple[dict[Path, str], list[str]]:
+    """Every file this command writes, with the text it should have, and what is wrong with the chapters left out."""
     repository = Repository.read(yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")))
-    files = {}
+    files: dict[Path, str] = {}
+    errors: list[str] = []
     for path in sorted(root.glob("notebooks/*.md")):
-        files[path] = stamped(path.read_text(encoding="utf-8"), repository, f"notebooks/{path.name}")
-    book = Book.load(root, {f"notebooks/{path.stem}": text for path, text in files.items()})
-    files |= {root / f"{page}.ipynb": dumps(notebook(book, page)) for page in book.chapters}
+        try:
+            files[path] = stamped(path.read_text(encoding="utf-8"), repository, f"notebooks/{path.name}")
+        except ValueError as error:
+            errors.append(str(error))
+    chapters = {f"notebooks/{path.stem}": text for path, text in files.items()}
+    book = Book.load(root, chapters)
+    for page in chapters:
+        try:
+            files[root / f"{page}.ipynb"] = dumps(notebook(book, page))
+        except ValueError as error:
+            errors.append(str(error))
     for name, update in (("README.md", readme), ("CITATION.cff", citation_file)):
         if (root / name).is_file():
             files[root / name] = update((root / name).read_text(encoding="utf-8"), repository)
-    return files
-
-
-def stale(root: Path) -> dict[Path, str]:
-    """The files whose text is not what it should be."""
-    files = wanted(root)
-    return {path: text for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text}
+    return files, errors
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    """Write what is stale; with ``--check`` only list it and return 1 if there is any."""
+    """Write what is stale; with ``--check`` only list it. Returns 1 if something is wrong, or stale and not written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     check = parser.parse_args(arguments).check
-    try:
-        files = stale(root)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for path, text in files.items():
+    files, errors = wanted(root)
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
         print(f"{'stale' if check else 'wrote'}: {path.relative_to(root)}")
         if not check:
-            path.write_text(text, encoding="utf-8")
-    orphans = [path for path in sorted(root.glob("notebooks/*.ipynb")) if not path.with_suffix(".md").is_file()]
-    for path in orphans:
-        print(f"without a source: {path.relative_to(root)}")
-    return int(bool(orphans or (check and files)))
+            path.write_text(files[path], encoding="utf-8")
+    for path in sorted(root.glob("notebooks/*.ipynb")):
+        if not path.with_suffix(".md").is_file():
+            errors.append(f"without a source: {path.relative_to(root)}")
+    print(*errors, sep="\n", end="\n" if errors else "", file=sys.stderr)
+    return int(bool(errors or (check and stale)))
 
 
 if __name__ == "__main__":

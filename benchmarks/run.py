@@ -1,0 +1,146 @@
+"""Speed and memory of the library against the straightforward way, on one thread: python benchmarks/run.py."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from icl_lib.models import LinearTransformer
+from icl_lib.prompts import Summaries, sample_summaries
+from icl_lib.ridge import ridge_path
+from icl_lib.tasks import TaskPrior
+
+Run = Callable[[], object]
+REPETITIONS = 7
+PENALTIES = [1e-2, 1e-1, 1.0, 10.0, 100.0]
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(name: str, ours: Run, plain: Run, least: float = 0.0) -> bool:
+    """Print one row: medians of both, and the ratio of neighbouring runs; True if its median reaches ``least``."""
+    ours(), plain()
+    pairs = [(seconds(ours), seconds(plain)) for _ in range(REPETITIONS)]
+    ratios = sorted(b / a for a, b in pairs)
+    mine, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    middle = statistics.median(ratios)
+    wanted = f"  (wanted: {least:g})" if least else ""
+    spread = f"{middle:.1f} [{ratios[0]:.1f}-{ratios[-1]:.1f}]"
+    print(f"{name:<46}{mine:>9.1f} ms{theirs:>9.1f} ms   {spread:<18}{wanted}", flush=True)
+    return middle >= least
+
+
+def sampler(dim: int, n: int) -> tuple[Run, Run]:
+    """Summaries of n prompts with as many examples as dimensions: exact projections against all inputs."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = TaskPrior(dim).sample(n, generator=generator)
+
+    def plain() -> object:
+        inputs = torch.randn(n, dim + 1, dim, generator=generator, dtype=torch.float64)
+        unit = tasks / tasks.norm(dim=-1, keepdim=True)
+        labels = torch.relu((inputs @ unit[..., None])[..., 0])
+        labels += 0.1 * torch.randn(n, dim + 1, generator=generator, dtype=torch.float64)
+        linear = (inputs[:, :-1].mT @ labels[:, :-1, None])[..., 0] / dim
+        return torch.cat([linear, (labels[:, :-1] ** 2).mean(-1, keepdim=True)], dim=-1)
+
+    return lambda: sample_summaries(tasks, dim, target="relu", noise=0.1, generator=generator), plain
+
+
+def penalty_path(n: int, k: int) -> tuple[Run, Run]:
+    """Five penalties: one float32 Gram matrix, refined to float64, against a float64 solve for each penalty."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(n, k, generator=generator, dtype=torch.float32).relu()
+    targets = torch.randn(n, generator=generator, dtype=torch.float64)
+
+    def plain() -> object:
+        wide, eye = features.double(), torch.eye(k, dtype=torch.float64)
+        return [torch.linalg.solve(wide.mT @ wide + penalty * eye, wide.mT @ targets) for penalty in PENALTIES]
+
+    return lambda: ridge_path(features, targets, PENALTIES), plain
+
+
+def draw(dim: int, n: int) -> Summaries:
+    generator = torch.Generator().manual_seed(0)
+    tasks = TaskPrior(dim).sample(n, generator=generator)
+    return sample_summaries(tasks, dim, target="relu", noise=0.1, generator=generator)
+
+
+def linear_transformer(dim: int, n: int) -> tuple[Run, Run]:
+    """Products of inner products, or unique products only, against ridge on the features written out."""
+    train = draw(dim, n)
+
+    def plain() -> object:
+        features = train.features()
+        eye = torch.eye(features.shape[1], dtype=torch.float64)
+        return torch.linalg.solve(features.mT @ features + eye, features.mT @ train.answer)
+
+    return lambda: LinearTransformer().fit(train, 1.0), plain
+
+
+def peak_megabytes(program: str) -> float:
+    """Peak memory of a fresh Python process that runs a program."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    before = "import torch; torch.set_num_threads(1); "
+    after = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", before + program + after], check=True, capture_output=True, text=True)
+    return int(done.stdout) / unit
+
+
+def import_seconds(statement: str) -> float:
+    program = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def show_memory(dim: int, n: int) -> bool:
+    extra = peak_megabytes(
+        "from icl_lib.tasks import TaskPrior; from icl_lib.prompts import sample_summaries; "
+        f"g = torch.Generator().manual_seed(0); w = TaskPrior({dim}).sample({n}, generator=g); "
+        f"sample_summaries(w, {dim}, target='relu', noise=.1, generator=g)"
+    ) - peak_megabytes("pass")
+    inputs = n * dim * dim * 8 / 1e6
+    print(f"memory of the sampler, d=l={dim}, n={n}: {extra:.0f} MB; all inputs alone: {inputs:.0f} MB  (wanted: 500)")
+    return extra < 500
+
+
+def show_import() -> bool:
+    extra = statistics.median(
+        import_seconds("import icl_lib.models") - import_seconds("import torch") for _ in range(REPETITIONS)
+    )
+    print(f"import of icl_lib.models beyond torch: {extra:.2f} s  (wanted: 0.5)")
+    return extra < 0.5
+
+
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    torch.set_num_threads(1)
+    print(f"{'benchmark':<46}{'ours':>12}{'plain':>12}   ratio, median [min-max]")
+    good = [
+        compare("sampler, d=l=32, n=8000", *sampler(32, 8000)),
+        compare("sampler, d=l=80, n=1500", *sampler(80, 1500), least=12),
+        compare("sampler, d=l=160, n=400", *sampler(160, 400)),
+        compare("ridge path, n=2000, k=1000, 5 penalties", *penalty_path(2000, 1000)),
+        compare("ridge path, n=1000, k=1000, 5 penalties", *penalty_path(1000, 1000)),
+        compare("linear Transformer, dual, d=40, n=400", *linear_transformer(40, 400)),
+        compare("linear Transformer, dual, d=30, n=900", *linear_transformer(30, 900)),
+        compare("linear Transformer, primal, d=30, n=3600", *linear_transformer(30, 3600)),
+        show_memory(320, 10_000),
+        show_import(),
+    ]
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""Bad input: every public function refuses it with a ValueError that says what was given and what was expected."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from icl_lib import chapter, hermite, models, moments, plotting, prompts, ridge, sweeps, tasks
+
+pytestmark = pytest.mark.usefixtures("untyped")
+
+D = torch.float64
+X, Y = torch.ones(4, 3, dtype=D), torch.ones(4, dtype=D)
+NAN, INF = X.clone(), X.clone()
+NAN[0, 0], INF[1, 1] = math.nan, math.inf
+HALF, INTEGERS, EMPTY = X.half(), X.long(), torch.ones(0, 3, dtype=D)
+ARRAY = np.ones((4, 3))
+ASYMMETRIC, INDEFINITE = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.diag(torch.tensor([1.0, -1.0]))
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def summaries(n: int = 6, dim: int = 3) -> prompts.Summaries:
+    return sample(torch.ones(n, dim, dtype=D))
+
+
+def sample(rows=X, length=2, sampler=prompts.sample_summaries, **changes):
+    return sampler(rows, length, **({"target": "relu", "noise": 0.1, "generator": generator()} | changes))
+
+
+def linear(**changes):
+    return models.LinearTransformer(**changes)
+
+
+def network(dim=3, width=5, activation="relu", **changes):
+    return models.RandomTransformer(dim, width, activation, **({"generator": generator()} | changes))
+
+
+def make_summaries(query=X, summary=X.new_ones(4, 4), answer=Y, trace=1.0):
+    return prompts.Summaries(query, summary, answer, trace)
+
+
+def make_prompts(inputs=X.new_ones(4, 2, 3), labels=X.new_ones(4, 2), query=X, answer=Y, scaling="unit", trace=1.0):
+    return prompts.Prompts(inputs, labels, query, answer, scaling, trace)
+
+
+def claim(**changes):
+    run = chapter.Chapter("slug", 0, "quick", torch.device("cpu"))
+    run.claim("X1", "one is one", **({"measured": 1.0, "source": "[x]"} | changes))
+
+
+def value(seed, **point):
+    return 1.0
+
+
+def table(**columns):
+    return pd.DataFrame({"a": [0, 0, 1, 1], "value": [1.0, 2.0, 3.0, 4.0]} | columns)
+
+
+Calls = list[tuple[Callable[[], object], str]]
+
+
+def tensors(name: str, call: Callable[[object], object], dtypes: bool = True) -> Calls:
+    """What every argument that must be a real tensor refuses."""
+    return [
+        (partial(call, NAN), f"{name} holds 1 values that are not finite"),
+        (partial(call, INF), f"{name} holds 1 values that are not finite"),
+        (partial(call, HALF), f"{name} has dtype torch.float16, expected float32 or float64"),
+        (partial(call, INTEGERS), f"{name} has dtype torch.int64, expected float32 or float64"),
+        (partial(call, X.to(torch.complex128)), f"{name} has dtype torch.complex128"),
+        (partial(call, EMPTY), f"{name} has shape (0, 3), expected"),
+        (partial(call, ARRAY), f"{name} is of type ndarray, expected a torch tensor"),
+        (partial(call, [[1.0]]), f"{name} is of type list, expected a torch tensor"),
+        (partial(call, None), f"{name} is of type NoneType, expected a torch tensor"),
+    ]
+
+
+def integers(name: str, call: Callable[[object], object], least: int = 1) -> Calls:
+    """What every size refuses."""
+    wrong = [least - 1, -7, 2.5, 2.0, True, "3", None, math.nan, torch.tensor(3.0)]
+    return [(partial(call, v), f"{name} is {v!r}, expected an integer of at least {least}") for v in wrong]
+
+
+def numbers(name: str, call: Callable[[object], object], low: float | None = None) -> Calls:
+    """What every real parameter refuses."""
+    wrong = [math.nan, math.inf, "0.1", None, True, 1j]
+    below = [] if low is None else [(partial(call, low), f"{name} is {low!r}, expected a number")]
+    return [(partial(call, v), f"{name} is {v!r}, expected a finite number") for v in wrong] + below
+
+
+def generators(call: Callable[[object], object]) -> Calls:
+    """Randomness comes from a generator and from nowhere else."""
+    return [(partial(call, v), f"generator is of type {type(v).__name__}, expected") for v in (None, 3, "cpu")]
+
+
+HERMITE: Calls = [
+    *tensors("x", lambda v: hermite.polynomials(v, 3)),
+    *integers("degree", lambda v: hermite.polynomials(X, v), least=0),
+    *integers("degree", lambda v: hermite.expand("relu", v), least=0),
+    (lambda: hermite.expand("relu", 151), "degree is 151, expected at most 150"),
+    (lambda: hermite.expand("rellu", 2), "activation is 'rellu', expected one of relu, tanh"),
+    (lambda: hermite.expand(3.0, 2), "activation is 3.0, expected a name or a callable"),
+    (lambda: hermite.expand(None, 2), "activation is None, expected a name or a callable"),
+    (lambda: hermite.expand(torch.relu, 2, 0.5), "kinks is 0.5, expected a sequence of numbers"),
+    (lambda: hermite.expand(torch.relu, 2, None), "kinks is None, expected a sequence of numbers"),
+    (lambda: hermite.expand(torch.relu, 2, (math.nan,)), "kink is nan, expected a finite number"),
+    (lambda: hermite.expand(torch.relu, 2, ("a",)), "kink is 'a', expected a finite number"),
+    (lambda: hermite.expand(lambda x: (x > 0.2).double(), 2), "declare where the function jumps as kinks"),
+    (lambda: hermite.expand(lambda x: torch.exp(x**2), 2), "grows too fast"),
+    (lambda: hermite.expand(torch.log, 2), "not finite at standard normal points"),
+    (lambda: hermite.expand(lambda x: x.sum(), 2), "function returned () at"),
+    (lambda: hermite.expand(lambda x: x[:3], 2), "function returned (3,) at"),
+    (lambda: hermite.gaussian_mean("relu"), "function is 'relu', expected a callable"),
+    (lambda: hermite.gaussian_mean(lambda x: 3.0), "function returned float at"),
+    (lambda: hermite.gaussian_mean(torch.relu, "ab"), "kinks is 'ab', expected a sequence of numbers"),
+    (lambda: hermite.activation("rellu"), "activation is 'rellu', expected one of"),
+    (lambda: hermite.activation(torch.relu, (math.inf,)), "kink is inf, expected a finite number"),
+    *tensors("x", lambda v: hermite.expand("relu", 2).polynomial(v)),
+    *tensors("x", lambda v: hermite.expand("relu", 2).activate(v, generator=generator())),
+    *generators(lambda v: hermite.expand("relu", 2).activate(X, generator=v)),
+]
+
+RIDGE: Calls = [
+    *tensors("features", lambda v: ridge.ridge(v, Y, 1.0)),
+    *tensors("features", lambda v: ridge.ridge_path(v, Y, [1.0])),
+    (lambda: ridge.ridge(Y, Y, 1.0), "features has shape (4,), expected (..., n, k)"),
+    (lambda: ridge.ridge(X, Y[:3], 1.0), "targets has shape (3,), expected (..., 4)"),
+    (lambda: ridge.ridge(X, Y.expand(2, 4), 1.0), "targets has shape (2, 4), expected (4,)"),
+    (lambda: ridge.ridge(X, Y.half(), 1.0), "targets has dtype torch.float16"),
+    (lambda: ridge.ridge(X, Y / 0, 1.0), "targets holds 4 values that are not finite"),
+    (lambda: ridge.ridge(X, Y.numpy(), 1.0), "targets is of type ndarray"),
+    *numbers("penalty", lambda v: ridge.ridge(X, Y, v), low=-1.0),
+    *numbers("penalty", lambda v: ridge.ridge_path(X, Y, [1.0, v]), low=-1e-9),
+    (lambda: ridge.ridge(X, Y, 1e-30), "penalty is 1e-30, too small for a system of trace 12"),
+    (lambda: ridge.ridge(1e200 * X, Y, 1.0), "features are so large that their products are not finite"),
+    (lambda: ridge.ridge_path(1e200 * X, Y, [1.0] * 20), "features are so large that their products are not finite"),
+    (lambda: ridge.ridge_path(X, Y, []), "penalties is empty, expected at least one number"),
+    (lambda: ridge.ridge_path(X, Y, 1.0), "penalties is 1.0, expected a sequence of numbers"),
+    (lambda: ridge.ridge_path(X, Y, "1"), "penalties is '1', expected a sequence of numbers"),
+    (lambda: ridge.ridge_path(X, Y, torch.ones(2, 2)), "expected a sequence of numbers"),
+    (lambda: ridge.ridge_path(X, Y, torch.tensor(1.0)), "expected a sequence of numbers"),
+]
+
+TASKS: Calls = [
+    *integers("dim", tasks.TaskPrior),
+    *integers("n_tasks", lambda v: tasks.TaskPrior(3, n_tasks=v))[:6],
+    *tensors("covariance", lambda v: tasks.TaskPrior(3, v))[2:-1],
+    (lambda: tasks.TaskPrior(2, X), "covariance has shape (4, 3), expected (2, 2)"),
+    (lambda: tasks.TaskPrior(2, ASYMMETRIC), "covariance is not symmetric, expected a covariance matrix"),
+    (lambda: tasks.TaskPrior(2, INDEFINITE), "covariance has the eigenvalue -1, expected none below 0"),
+    (lambda: tasks.TaskPrior(2, 0 * INDEFINITE), "covariance has the eigenvalue 0, expected none below 0 and not all"),
+    (lambda: tasks.TaskPrior(2, INDEFINITE * math.nan), "covariance holds 4 values that are not finite"),
+    *integers("n", lambda v: tasks.TaskPrior(3).sample(v, generator=generator())),
+    *generators(lambda v: tasks.TaskPrior(3).sample(2, generator=v)),
+    (lambda: tasks.TaskPrior(3).sample(2, generator=generator(), dtype=torch.float16), "dtype is torch.float16"),
+    (lambda: tasks.TaskPrior(3).sample(2, generator=generator(), dtype="float32"), "dtype is float32, expected"),
+    *integers("dim", lambda v: tasks.spiked_covariance(v, 1.0)),
+    *numbers("strength", lambda v: tasks.spiked_covariance(3, v), low=-1.0),
+    *tensors("direction", lambda v: tasks.spiked_covariance(3, 1.0, v))[2:-1],
+    (lambda: tasks.spiked_covariance(3, 1.0, torch.ones(2)), "direction has shape (2,), expected (3)"),
+    (lambda: tasks.spiked_covariance(3, 1.0, torch.zeros(3)), "direction is the zero vector"),
+    *integers("dim", lambda v: tasks.power_law_covariance(v, 1.0)),
+    *numbers("exponent", lambda v: tasks.power_law_covariance(3, v), low=-0.5),
+]
+
+SAMPLERS: Calls = [
+    case
+    for sampler in (prompts.sample_summaries, prompts.sample_prompts)
+    for call in [partial(sample, sampler=sampler)]
+    for case in [
+        *tensors("tasks", call),
+        (partial(call, Y), "tasks has shape (4,), expected ("),
+        (partial(call, 0 * X), "tasks holds 4 tasks whose labels do not depend on the inputs"),
+        (partial(call, 1e200 * X), "tasks holds 1e+200, expected entries whose squares are finite"),
+        *integers("length", lambda v, call=call: call(X, v)),
+        *numbers("noise", lambda v, call=call: call(noise=v), low=-0.1),
+        *generators(lambda v, call=call: call(generator=v)),
+        (partial(call, target="rellu"), "activation is 'rellu', expected one of"),
+        (partial(call, target=None), "activation is None, expected a name or a callable"),
+        (partial(call, target=lambda x: x[:1]), "target returned (1, 2), expected a tensor of shape (4, 2)"),
+        (partial(call, target=lambda x: 1.0), "target returned float, expected a tensor of shape (4, 2)"),
+        (partial(call, target=torch.log), "target returned labels that are not finite"),
+        (partial(call, target=lambda x: (x > 0.2).double()), "declare where the function jumps as kinks"),
+        (partial(call, scaling="Lu"), "scaling is 'Lu', expected one of unit, lu"),
+        (partial(call, scaling=None), "scaling is None, expected one of unit, lu"),
+        (partial(call, covariance=X), "covariance has shape (4, 3), expected (3, 3)"),
+        (partial(call, torch.ones(2, 2), covariance=ASYMMETRIC), "covariance is not symmetric"),
+        (partial(call, torch.ones(2, 2), covariance=INDEFINITE), "covariance has the eigenvalue -1"),
+        (partial(call, covariance=np.eye(3)), "covariance is of type ndarray"),
+        (
+            partial(call, torch.eye(2), covariance=torch.diag(torch.tensor([1.0, 0.0]))),
+            "tasks holds 1 tasks whose labels do not depend on the inputs",
+        ),
+    ]
+]
+
+PROMPTS: Calls = [
+    (lambda: sample(X[None], sampler=prompts.sample_prompts), "tasks has shape (1, 4, 3), expected (n, d)"),
+    *integers("dim", lambda v: prompts.summary_moments(v, 2, target="relu", noise=0.1)),
+    *integers("length", lambda v: prompts.summary_moments(3, v, target="relu", noise=0.1)),
+    *numbers("noise", lambda v: prompts.summary_moments(3, 2, target="relu", noise=v), low=-0.1),
+    (lambda: prompts.summary_moments(3, 2, target="rellu", noise=0.1), "activation is 'rellu'"),
+    (lambda: moments.summary_moments(3, 2, target=3, noise=0.1), "activation is 3, expected a name"),
+    *tensors("query", make_summaries),
+    *tensors("summary", lambda v: make_summaries(summary=v)),
+    *tensors("answer", lambda v: make_summaries(answer=v))[2:5],
+    *numbers("trace", lambda v: make_summaries(trace=v), low=0.0),
+    (lambda: make_summaries(summary=X), "summary has shape (4, 3), expected (4, 4)"),
+    (lambda: make_summaries(answer=Y[:3]), "answer has shape (3,), expected (4,)"),
+    (lambda: make_summaries(answer=Y * math.nan), "answer holds 4 values that are not finite"),
+    (lambda: make_summaries()[4:], "query has shape (0, 3), expected no empty axis"),
+    *tensors("inputs", make_prompts)[2:],
+    (lambda: make_prompts(labels=X), "labels has shape (4, 3), expected (4, 2)"),
+    (lambda: make_prompts(query=Y), "query has shape (4,), expected (4, 3)"),
+    (lambda: make_prompts(answer=X), "answer has shape (4, 3), expected (4)"),
+    (lambda: make_prompts(scaling="LU"), "scaling is 'LU', expected one of unit, lu"),
+    *numbers("trace", lambda v: make_prompts(trace=v), low=-1.0),
+]
+
+MODELS: Calls = [
+    *tensors("predictions", lambda v: models.icl_error(v, torch.ones(3))),
+    *tensors("answers", lambda v: models.icl_error(X, v)),
+    (lambda: models.icl_error(X, Y), "answers has shape (4,), expected (3)"),
+    (lambda: models.icl_error(X, X[:2]), "answers has shape (2, 3), expected (4, 3)"),
+    *numbers("penalty", lambda v: linear().fit(summaries(), v), low=-1.0)[:2],
+    *numbers("penalty", lambda v: linear().fit(summaries(), [1.0, v]), low=-1.0),
+    (lambda: linear().fit(summaries(), 0.0), "penalty is 0, expected a number above 0"),
+    (lambda: linear().fit(summaries(), [1.0, 0.0]), "penalty is 0, expected a number above 0"),
+    (lambda: linear().fit(summaries(), []), "penalties is empty"),
+    (lambda: linear().fit(summaries(), "0.1"), "expected a sequence of numbers"),
+    (lambda: linear().fit(X, 1.0), "summaries is of type Tensor, expected Summaries"),
+    (lambda: linear().fit(make_prompts(), 1.0), "summaries is of type Prompts, expected Summaries"),
+    (lambda: linear().fit(sample(X[None]), 1.0), "query has shape (1, 4, 3), expected (n, d)"),
+    (lambda: linear().predict(summaries()), "not trained, expected a call of fit before predict"),
+    (lambda: linear().fit(summaries(), 1.0).predict(summaries(dim=2)), "summaries have dim 2, expected 3"),
+    (lambda: linear().fit(summaries(), 1.0).predict(X), "summaries is of type Tensor, expected Summaries"),
+    *integers("dim", lambda v: network(dim=v)),
+    *integers("width", lambda v: network(width=v)),
+    *generators(lambda v: network(generator=v)),
+    (lambda: network(activation="rellu"), "activation is 'rellu', expected one of"),
+    (lambda: network(activation=0), "activation is 0, expected a name or a callable"),
+    (lambda: network(dtype=torch.float16), "dtype is torch.float16, expected torch.float32 or torch.float64"),
+    *numbers("penalty", lambda v: network().fit(summaries(), v), low=-1.0)[:2],
+    *numbers("penalty", lambda v: network().fit(summaries(), [v]), low=-1.0),
+    (lambda: network().fit(summaries(), []), "penalties is empty"),
+    (lambda: network().fit(summaries(), "0.1"), "expected a sequence of numbers"),
+    (lambda: network().fit(X, 1.0), "summaries is of type Tensor, expected Summaries"),
+    (lambda: network().fit(summaries(dim=2), 1.0), "query has shape (6, 2), expected (n, 3)"),
+    (lambda: network().fit(sample(X[None]), 1.0), "query has shape (1, 4, 3), expected (n, 3)"),
+    (lambda: network(activation=torch.log).fit(summaries(), 1.0), "features holds"),
+    (lambda: network().preactivations(X), "summaries is of type Tensor, expected Summaries"),
+    (lambda: network().predict(summaries()), "not trained, expected a call of fit before predict"),
+    (lambda: network().fit(summaries(), 1.0, preactivations=X), "preactivations has shape (4, 3), expected (6, 5)"),
+    (lambda: network().fit(summaries(), 1.0, preactivations=X.new_ones(6, 5)), "expected the same prompts and trace"),
+    *integers("degree", lambda v: network().hermite_twin(v), least=0),
+    (lambda: network().hermite_twin(151), "degree is 151, expected at most 150"),
+    (lambda: models.HermiteTwin(linear(), 2), "parent is of type LinearTransformer, expected RandomTransformer"),
+    (lambda: network().hermite_twin(2).predict(summaries()), "not trained, expected a call of fit"),
+]
+
+CHAPTER: Calls = [
+    (lambda: chapter.start("", seed=0), "slug is '', expected"),
+    (lambda: chapter.start(3, seed=0), "slug is 3, expected"),
+    (lambda: chapter.start("x", seed=-1), "seed is -1, expected a non-negative integer"),
+    (lambda: chapter.start("x", seed=1.0), "seed is 1.0, expected a non-negative integer"),
+    (lambda: chapter.start("x", seed=True), "seed is True, expected a non-negative integer"),
+    (lambda: chapter.Chapter("x", 0, "quick", torch.device("cpu")).generator(-1), "stream is -1, expected"),
+    (lambda: chapter.Chapter("x", 0, "quick", torch.device("cpu")).generator(10**6), "stream is 1000000, expected"),
+    (lambda: claim(expected=1.0), "expected and tolerance are given together"),
+    (lambda: claim(), "give exactly one of"),
+    (lambda: claim(at_most=1.0, at_least=1.0), "give exactly one of"),
+    (lambda: claim(at_most=1.0, verdict="yes"), "verdict is 'yes', expected one of confirmed"),
+]
+
+SWEEPS: Calls = [
+    *[(lambda v=v: sweeps.run(value, {"a": v}, 2), "grid['a'] is") for v in ("abc", 3, None)],
+    *[(lambda v=v: sweeps.run(value, v, 2), "grid is") for v in (3, None, [], {"a": []}, [{"a": 1}, {"b": 1}])],
+    (lambda: sweeps.run(value, {"a": [1, 1]}, 2), "expected distinct points"),
+    (lambda: sweeps.run(value, {"a": [math.nan]}, 2), "no NaN"),
+    (lambda: sweeps.run(value, {"seed": [1]}, 2), "expected a string other than 'seed'"),
+    (lambda: sweeps.run(value, {"a": [X]}, 2), "expected a number, string, bool or None"),
+    *[(lambda v=v: sweeps.run(value, {"a": [1]}, v), "seeds") for v in (0, -1, [], [1, 1], [0.5], "ab", None, True)],
+    *[(lambda v=v: sweeps.run(value, {"a": [1]}, 2, n_jobs=v), f"n_jobs is {v!r}") for v in (0, 1.5, "2", True)],
+    (lambda: sweeps.run(lambda seed, a: X, {"a": [1]}, 2), "expected a number, string, bool or None"),
+    (lambda: sweeps.run(lambda seed, a: None, {"a": [1]}, 2), "expected a number or a mapping"),
+    (lambda: sweeps.run(lambda seed, a: {"a": 1.0}, {"a": [1]}, 2), "names of the grid"),
+    (lambda: sweeps.summarise(table(), "b"), "by is 'b'"),
+    (lambda: sweeps.summarise(table(), []), "by is []"),
+    (lambda: sweeps.summarise(table(), "a", "error"), "value 'error'"),
+    (lambda: sweeps.summarise(table(value=[1.0, 2.0, math.nan, 1.0]), "a"), "value holds nan"),
+    (lambda: sweeps.summarise(table(value=["x"] * 4), "a"), "expected numbers"),
+    (lambda: sweeps.summarise(table(a=[0, 0, 0, 1]), "a"), "at least two runs"),
+    (lambda: sweeps.largest_deviation([1.0], [0.0], [1.0]), "smallest se is 0.0, expected positive"),
+    (lambda: sweeps.largest_deviation([1.0], [-1.0], [1.0]), "smallest se is -1.0, expected positive"),
+    (lambda: sweeps.largest_deviation([1.0], [1.0], [1.0, 2.0]), "expected one shape"),
+    (lambda: sweeps.largest_deviation([], [], []), "at least one point"),
+    (lambda: sweeps.largest_deviation([math.inf], [1.0], [1.0]), "mean holds inf, expected finite numbers"),
+    (lambda: sweeps.largest_deviation([1.0], [1.0], ["a"]), "theory is ['a'], expected numbers"),
+    (lambda: sweeps.deviation_limit(0, 8), "points 0"),
+    (lambda: sweeps.deviation_limit(1, 1), "runs 1"),
+    (lambda: sweeps.deviation_limit(1, 8, 0.0), "level 0.0"),
+    (lambda: sweeps.deviation_limit(1, 8, math.nan), "level nan"),
+    (lambda: sweeps.deviation_limit(math.nan, 8), "points nan"),
+    (lambda: sweeps.deviation_limit("3", 8), "points 3"),
+]
+
+PLOTTING: Calls = [
+    case
+    for draw, columns in (
+        (plotting.theory, 1),
+        (plotting.baseline, 1),
+        (plotting.simulation, 2),
+        (plotting.stored, 2),
+        (plotting.control, 2),
+    )
+    for case in [
+        (partial(draw, [1, 2], *[[1.0, math.nan]] * columns, "label"), "holds nan, expected finite numbers"),
+        (partial(draw, [1, 2], *[[1.0]] * columns, "label"), "expected (points,)"),
+        (partial(draw, [[1]], *[[[1.0]]] * columns, "label"), "expected (points,)"),
+        (partial(draw, [], *[[]] * columns, "label"), "at least one point"),
+        (partial(draw, ["a"], *[[1.0]] * columns, "label"), "x is ['a'], expected numbers"),
+        (partial(draw, [1], *[[1.0]] * columns, ""), "label is '', expected the entry of the legend"),
+    ]
+] + [
+    case
+    for draw, columns in ((plotting.theory, 1), (plotting.simulation, 2), (plotting.stored, 2))
+    for case in [
+        (partial(draw, [1], *[[1.0]] * columns, "label", series=7), "series is 7, expected an integer from 0 to 6"),
+        (partial(draw, [1], *[[1.0]] * columns, "label", series=-1), "series is -1, expected an integer"),
+        (partial(draw, [1], *[[1.0]] * columns, "label", series="a"), "series is 'a', expected an integer"),
+    ]
+]
+PLOTTING += [
+    (partial(draw, [1], [1.0], [-1.0], "label"), "smallest se is -1.0")
+    for draw in (plotting.simulation, plotting.stored, plotting.control)
+]
+
+TABLES = {
+    "hermite": HERMITE,
+    "ridge": RIDGE,
+    "tasks": TASKS,
+    "samplers": SAMPLERS,
+    "prompts": PROMPTS,
+    "models": MODELS,
+    "chapter": CHAPTER,
+    "sweeps": SWEEPS,
+    "plotting": PLOTTING,
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "fragment"),
+    [
+        pytest.param(call, fragment, id=f"{name}-{i}")
+        for name, cases in TABLES.items()
+        for i, (call, fragment) in enumerate(cases)
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], object], fragment: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert type(caught.value) is ValueError
+    assert fragment in str(caught.value)
+
+
+def test_the_scale_must_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICL_SCALE", "fast")
+    with pytest.raises(ValueError, match="ICL_SCALE is 'fast', expected one of quick, paper"):
+        chapter.scale()
+
+
+def test_good_input_of_the_table_is_accepted() -> None:
+    """The calls fail for what each case changes, not for what the cases share."""
+    assert len(sample()) == len(sample(sampler=prompts.sample_prompts).summaries()) == 4
+    make_summaries(), make_prompts(), claim(at_most=1.0)
+    linear().fit(summaries(), 1.0).predict(summaries())
+    network().fit(summaries(), 1.0).predict(summaries())
+    ridge.ridge(X, Y, 1.0)
+    assert list(sweeps.run(value, {"a": [1]}, 2)["value"]) == [1.0, 1.0]
+    assert len(sweeps.summarise(table(), "a")) == 2

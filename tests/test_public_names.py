@@ -1,0 +1,140 @@
+"""Public names: they exist, are documented, keep their parameters, import lightly, and leave global state alone."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import icl_lib
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "icl_lib").glob("*.py"))
+PUBLIC = [(module, name) for module in icl_lib.__all__ for name in importlib.import_module(f"icl_lib.{module}").__all__]
+
+# What others rely on: parameters before the star, after it, and whether there is a default (=).
+PROMISED = {
+    "hermite.polynomials": "x degree",
+    "hermite.expand": "activation degree kinks=",
+    "hermite.Expansion.polynomial": "self x",
+    "hermite.Expansion.activate": "self x * generator",
+    "hermite.gaussian_mean": "function kinks=",
+    "hermite.activation": "name_or_function kinks=",
+    "ridge.ridge": "features targets penalty",
+    "ridge.ridge_path": "features targets penalties",
+    "tasks.TaskPrior": "dim covariance= n_tasks= sphere=",
+    "tasks.TaskPrior.sample": "self n * generator device= dtype=",
+    "tasks.TaskPrior.fresh": "self",
+    "tasks.spiked_covariance": "dim strength direction=",
+    "tasks.power_law_covariance": "dim exponent",
+    "prompts.sample_summaries": "tasks length * target noise covariance= scaling= generator",
+    "prompts.sample_prompts": "tasks length * target noise covariance= scaling= generator",
+    "prompts.summary_moments": "dim length * target noise",
+    "prompts.Summaries": "query summary answer trace",
+    "prompts.Prompts": "inputs labels query answer scaling trace",
+    "models.LinearTransformer": "intercept=",
+    "models.LinearTransformer.fit": "self summaries penalty",
+    "models.LinearTransformer.predict": "self summaries",
+    "models.RandomTransformer": "dim width activation * generator dtype=",
+    "models.RandomTransformer.fit": "self summaries penalty * preactivations=",
+    "models.RandomTransformer.predict": "self summaries * preactivations=",
+    "models.RandomTransformer.hermite_twin": "self degree",
+    "models.HermiteTwin": "parent degree",
+    "models.icl_error": "predictions answers",
+}
+
+
+def parameters(function: object) -> str:
+    words, keyword_only = [], False
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            words.append("*")
+            keyword_only = True
+        words.append(parameter.name + ("" if parameter.default is parameter.empty else "="))
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[f"{module}.{name}" for module, name in PUBLIC])
+def test_public_names_exist_and_are_documented(module: str, name: str) -> None:
+    value = getattr(importlib.import_module(f"icl_lib.{module}"), name)
+    if not callable(value):
+        assert name.isupper()
+        return
+    text = inspect.getdoc(value)
+    assert text and "Source: [" in text
+    assert not text.startswith(f"{name}(")  # the docstring that a dataclass makes up
+
+
+@pytest.mark.parametrize("path", PROMISED)
+def test_promised_names_keep_their_parameters(path: str) -> None:
+    module, *rest = path.split(".")
+    value = importlib.import_module(f"icl_lib.{module}")
+    for name in rest:
+        value = getattr(value, name)
+    assert parameters(value) == PROMISED[path]
+
+
+def test_promised_fields() -> None:
+    expansion = icl_lib.hermite.expand("relu", 2)
+    assert (expansion.coefficients.shape, expansion.degree) == ((3,), 2)
+    assert isinstance(expansion.residual, float) and isinstance(expansion.second_moment, float)
+    names = "relu tanh gelu erf sigmoid softplus sign step abs sin identity"
+    assert set(icl_lib.hermite.ACTIVATIONS) == set(names.split())
+    moments = icl_lib.prompts.summary_moments(2, 2, target="relu", noise=0.1)
+    assert all(isinstance(value, float) for value in (moments.beta, moments.gamma, moments.trace))
+
+
+def test_the_package_lists_its_modules() -> None:
+    assert set(icl_lib.__all__) <= set(dir(icl_lib))
+    assert {path.stem for path in SOURCES if not path.stem.startswith("_")} == set(icl_lib.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = icl_lib.nothing
+
+
+@pytest.mark.parametrize("statement", ["import icl_lib", "import icl_lib.models"])
+def test_imports_are_light(statement: str) -> None:
+    heavy = ["pandas", "scipy", "matplotlib", "joblib", "tqdm"]
+    program = f"import sys; {statement}; print(*(name for name in {heavy} if name in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert result.stdout.split() == []
+
+
+def calls(path: Path) -> list[str]:
+    """Dotted names of everything that a source file calls."""
+    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return [ast.unparse(node.func) for node in nodes]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_sources_leave_global_state_alone(path: Path) -> None:
+    found = calls(path)
+    for name in found:
+        last = name.split(".")[-1]
+        assert last not in ("cuda", "seed", "set_default_dtype", "set_default_device", "use_deterministic_algorithms")
+        assert not name.startswith(("np.random.", "numpy.random.", "random.")), name
+        assert last != "manual_seed" or name.split(".")[0] in ("generator", "torch.Generator"), name
+        assert name not in ("torch.manual_seed", "warnings.filterwarnings", "warnings.simplefilter"), name
+    if path.stem != "chapter":  # its closing lines are output of the notebook
+        assert "print" not in found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_random_numbers_come_from_generators(path: Path) -> None:
+    draws = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in draws}:
+            assert "generator" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)
+
+
+def test_the_library_leaves_the_global_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    generator = torch.Generator().manual_seed(0)
+    tasks = icl_lib.tasks.TaskPrior(3, n_tasks=4).sample(8, generator=generator)
+    train = icl_lib.prompts.sample_summaries(tasks, 4, target="relu", noise=0.1, generator=generator)
+    model = icl_lib.models.RandomTransformer(3, 5, "relu", generator=generator).fit(train, 1.0)
+    model.hermite_twin(2).fit(train, 1.0).predict(train)
+    assert torch.equal(torch.random.get_rng_state(), before)
