@@ -18,7 +18,7 @@ from icl_lib.ridge import ridge_path
 from icl_lib.tasks import TaskPrior
 
 Run = Callable[[], object]
-REPETITIONS = 7
+REPETITIONS = 5
 PENALTIES = [1e-2, 1e-1, 1.0, 10.0, 100.0]
 
 
@@ -64,8 +64,16 @@ def penalty_path(n: int, k: int) -> tuple[Run, Run]:
     targets = torch.randn(n, generator=generator, dtype=torch.float64)
 
     def plain() -> object:
-        wide, eye = features.double(), torch.eye(k, dtype=torch.float64)
-        return [torch.linalg.solve(wide.mT @ wide + penalty * eye, wide.mT @ targets) for penalty in PENALTIES]
+        wide = features.double()
+        if n < k:
+            return [
+                wide.mT @ torch.linalg.solve(wide @ wide.mT + penalty * torch.eye(n, dtype=torch.float64), targets)
+                for penalty in PENALTIES
+            ]
+        return [
+            torch.linalg.solve(wide.mT @ wide + penalty * torch.eye(k, dtype=torch.float64), wide.mT @ targets)
+            for penalty in PENALTIES
+        ]
 
     return lambda: ridge_path(features, targets, PENALTIES), plain
 
@@ -130,8 +138,8 @@ def main() -> int:
         compare("sampler, d=l=32, n=8000", *sampler(32, 8000)),
         compare("sampler, d=l=80, n=1500", *sampler(80, 1500), least=12),
         compare("sampler, d=l=160, n=400", *sampler(160, 400)),
-        compare("ridge path, n=2000, k=1000, 5 penalties", *penalty_path(2000, 1000)),
-        compare("ridge path, n=1000, k=1000, 5 penalties", *penalty_path(1000, 1000)),
+        compare("ridge path, n=1600, k=800, 5 penalties", *penalty_path(1600, 800)),
+        compare("ridge path, n=800, k=1600, 5 penalties", *penalty_path(800, 1600)),
         compare("linear Transformer, dual, d=40, n=400", *linear_transformer(40, 400)),
         compare("linear Transformer, dual, d=30, n=900", *linear_transformer(30, 900)),
         compare("linear Transformer, primal, d=30, n=3600", *linear_transformer(30, 3600)),

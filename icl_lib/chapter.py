@@ -110,7 +110,7 @@ class Chapter:
         error: float | None = None,
         test: str = "",
     ) -> None:
-        """Assert a claim with the number just measured, and put its row into the claims ledger.
+        """Assert a claim with the number just measured, print it, and keep its row for the claims ledger.
 
         Exactly one criterion is given: ``expected`` together with ``tolerance``, ``at_most``, or ``at_least``.
 
@@ -164,28 +164,19 @@ class Chapter:
             "scale": self.scale,
         }
         self.claims.append(row)
-        _show(row)
+        print(f"✔ claim {identifier} ({verdict}): {shown}, required {criterion}")
 
     def finish(self) -> None:
-        """Print what the chapter ran with: versions, seed, device, scale and seconds."""
+        """Print versions, seed, device, scale and seconds, and hand the claims over to the ledger."""
         seconds = time.perf_counter() - self.started
         packages = ", ".join(f"{name} {version(name)}" for name in ("icl-lib", "torch", "numpy", "matplotlib"))
         print(f"Python {platform.python_version()}, {packages}")
         print(f"seed {self.seed}, device {self.device.type}, scale {self.scale}, {seconds:.0f} s")
-        print(f"{len(self.claims)} claims checked")
+        checked = f"{len(self.claims)} claims checked"
+        from IPython.core.getipython import get_ipython
+        from IPython.display import display
 
-
-def _show(row: dict[str, Any]) -> None:
-    """Display a ledger row under its cell: one line of text, an anchor for the ledger, and the row itself."""
-    line = f"✔ claim {row['id']} ({row['verdict']}): {row['measured']}, required {row['criterion']}"
-    from IPython.core.getipython import get_ipython
-    from IPython.display import display
-
-    if get_ipython() is None:
-        print(line)
-        return
-    html = (
-        f'<p class="icl-claim" id="claim-{row["id"]}">✔ <b>{row["id"]}</b> {row["verdict"]}: '
-        f"{row['measured']}, required {row['criterion']}</p>"
-    )
-    display({"text/plain": line, "text/html": html, CLAIM_MIMETYPE: row}, raw=True)
+        if get_ipython() is None:
+            print(checked)
+        else:
+            display({"text/plain": checked, CLAIM_MIMETYPE: self.claims}, raw=True)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("untyped")
 
 D = torch.float64
 X, Y = torch.ones(4, 3, dtype=D), torch.ones(4, dtype=D)
+B, INPUTS, LABELS = X.new_ones(4, 4), X.new_ones(4, 2, 3), X.new_ones(4, 2)
 NAN, INF = X.clone(), X.clone()
 NAN[0, 0], INF[1, 1] = math.nan, math.inf
 HALF, INTEGERS, EMPTY = X.half(), X.long(), torch.ones(0, 3, dtype=D)
@@ -42,11 +43,11 @@ def network(dim=3, width=5, activation="relu", **changes):
     return models.RandomTransformer(dim, width, activation, **({"generator": generator()} | changes))
 
 
-def make_summaries(query=X, summary=X.new_ones(4, 4), answer=Y, trace=1.0):
+def make_summaries(query=X, summary=B, answer=Y, trace=1.0):
     return prompts.Summaries(query, summary, answer, trace)
 
 
-def make_prompts(inputs=X.new_ones(4, 2, 3), labels=X.new_ones(4, 2), query=X, answer=Y, scaling="unit", trace=1.0):
+def make_prompts(inputs=INPUTS, labels=LABELS, query=X, answer=Y, scaling="unit", trace=1.0):
     return prompts.Prompts(inputs, labels, query, answer, scaling, trace)
 
 

@@ -108,7 +108,9 @@ def test_closed_forms_agree_with_our_own_quadrature(name):
     assert math.isclose(exact.second_moment, numeric.second_moment, rel_tol=1e-13)
 
 
-@pytest.mark.parametrize("row", list(REFERENCE.itertuples()), ids=lambda row: f"{row.activation}-{row.quantity}-{row.index}")
+@pytest.mark.parametrize(
+    "row", list(REFERENCE.itertuples()), ids=lambda row: f"{row.activation}-{row.quantity}-{row.index}"
+)
 def test_reference_values(row):
     expansion = expand(row.activation, row.index)
     value = {
@@ -123,7 +125,9 @@ def test_reference_values(row):
 def test_parseval_and_monotone_residual(name):
     expansions = [expand(name, degree) for degree in range(25)]
     for p, expansion in enumerate(expansions):
-        shares = expansion.coefficients**2 / torch.tensor([math.factorial(i) for i in range(p + 1)], dtype=torch.float64)
+        shares = expansion.coefficients**2 / torch.tensor(
+            [math.factorial(i) for i in range(p + 1)], dtype=torch.float64
+        )
         left = expansion.second_moment - shares.sum().item()
         assert abs(expansion.residual**2 - left) <= 20 * EPS * expansion.second_moment
     squares = [expansion.residual**2 for expansion in expansions]

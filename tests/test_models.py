@@ -1,4 +1,4 @@
-"""The models: equal to explicit ridge on explicit features, exact limits, shared first layers, noise where it belongs."""
+"""The models: equal to ridge on explicit features, exact limits, shared first layers, noise where it belongs."""
 
 import math
 

@@ -1,7 +1,8 @@
-"""What the book adds to Jupyter Book: buttons, offline MathJax, unique identifiers, clean downloads."""
+"""What the book adds to Jupyter Book: buttons, offline MathJax, unique identifiers, clean downloads, marked claims."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx_proof.nodes import proof_node
 
+CLAIM = re.compile(r"✔ claim (?P<name>\S+) ")
 MATHJAX = Path("_vendor/mathjax/es5/tex-mml-chtml.js")
 
 
@@ -40,6 +42,25 @@ def name_once(app: Sphinx, doctree: nodes.document) -> None:
         proof[0]["ids"].clear()
 
 
+def mark_claims(app: Sphinx, doctree: nodes.document) -> None:
+    """Turn the printed line of a checked claim into a paragraph of its own, which the ledger links to."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        lines = block.astext().splitlines()
+        if "stream" not in block["classes"] or not any(CLAIM.match(line) for line in lines):
+            continue
+        parts: list[nodes.Element] = []
+        for line in lines:
+            if match := CLAIM.match(line):
+                name = match["name"]
+                parts.append(nodes.paragraph(line, line, ids=[f"claim-{name}"], classes=["icl-claim"]))
+            elif parts and isinstance(parts[-1], nodes.literal_block):
+                text = f"{parts[-1].astext()}\n{line}"
+                parts[-1] = nodes.literal_block(text, text, **block.non_default_attributes())
+            else:
+                parts.append(nodes.literal_block(line, line, **block.non_default_attributes()))
+        block.replace_self(parts)
+
+
 def twin(app: Sphinx, page: str) -> Path:
     """Path of the notebook that belongs to a page, whether or not there is one."""
     return Path(app.srcdir) / f"{page}.ipynb"
@@ -65,6 +86,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("config-inited", set_mathjax, priority=100)
     app.connect("doctree-read", name_once)
+    app.connect("doctree-read", mark_claims)
     app.connect("html-page-context", offer_notebook, priority=100)
     app.connect("build-finished", copy_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

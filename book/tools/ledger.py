@@ -21,11 +21,11 @@ COLUMNS = ("claim", "statement", "source", "verdict", "measured", "required", "t
 
 
 def claims(notebook: NotebookNode) -> Iterator[dict[str, Any]]:
-    """Rows that the cells of an executed chapter recorded, in their order."""
+    """Rows that the cells of an executed chapter recorded, in their order; its last cell hands them over."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if CLAIM_MIMETYPE in output.get("data", {}):
-                yield output["data"][CLAIM_MIMETYPE]
+                yield from output["data"][CLAIM_MIMETYPE]
 
 
 def executed(cache: JupyterCacheAbstract, chapter: Path) -> NotebookNode:
