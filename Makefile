@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book into _build/html
 	@echo "Executing the chapters that changed, then building the book."
 	$(PY) book/tools/execute.py
-	$(PY) book/tools/ledger.py
+	$(PY) book/tools/harvest.py
 	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
 	@test -e _build/.complete || rm -rf _build/.doctrees
 	@rm -f _build/.complete
@@ -65,7 +65,7 @@ serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for a
 
 clean:  ## remove everything that was built, but keep .venv and _vendor
 	@echo "Removing what was built."
-	rm -rf _build book/ledger-rows.md .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf _build book/ledger-rows.md book/welcome.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # With MathJax beside the pages the book can be read offline; without npm or a network it comes from its usual CDN.
 mathjax:

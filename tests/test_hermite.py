@@ -43,7 +43,7 @@ def precise_mean(function, kinked):
         if not kinked:
             step = mpmath.mpf(1) / 6
             return step * mpmath.fsum(function(i * step) * mpmath.npdf(i * step) for i in range(-90, 91))
-        step, points = mpmath.mpf(1) / 16, (mpmath.exp(mpmath.mpf(i) / 16) for i in range(-480, 44))
+        step, points = mpmath.mpf(1) / 10, (mpmath.exp(mpmath.mpf(i) / 10) for i in range(-360, 28))
         return step * mpmath.fsum((function(x) + function(-x)) * x * mpmath.npdf(x) for x in points)
 
 

@@ -137,3 +137,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"Version {version}" in (ROOT / "book" / "citing.md").read_text()
+
+
+def test_the_example_of_the_readme_runs_and_agrees_with_its_formula(capsys: pytest.CaptureFixture[str]) -> None:
+    source = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert source is not None
+    exec(compile(source[1], "README.md", "exec"), {})
+    simulated, formula = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
+    assert abs(simulated / formula - 1) < 5 * (2 / 4000) ** 0.5  # the relative s.e. of a mean of 4000 squares

@@ -1,7 +1,8 @@
-"""Collect the claims that the executed chapters asserted, and write the rows of the claims ledger."""
+"""Collect from the executed chapters what prose pages show: the claims they asserted, and the welcome page's figure."""
 
 from __future__ import annotations
 
+import base64
 import html
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from nbformat import NotebookNode
 from icl_lib.chapter import CLAIM_MIMETYPE, VERDICTS
 
 ROWS = ROOT / "book" / "ledger-rows.md"
+PICTURE, PICTURE_NAME = ROOT / "book" / "welcome.png", "fig-icr-error"
 SYMBOLS = dict(zip(VERDICTS, "✔✎◐✘", strict=True))
 COLUMNS = ("claim", "statement", "source", "verdict", "measured", "required", "test")
 
@@ -26,6 +28,15 @@ def claims(notebook: NotebookNode) -> Iterator[dict[str, Any]]:
         for output in cell.get("outputs", []):
             if CLAIM_MIMETYPE in output.get("data", {}):
                 yield from output["data"][CLAIM_MIMETYPE]
+
+
+def pictures(notebook: NotebookNode) -> Iterator[tuple[str, bytes]]:
+    """Name and PNG of every figure of an executed chapter."""
+    for cell in notebook.cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []) if name else []:
+            if "image/png" in output.get("data", {}):
+                yield name, base64.b64decode(output["data"]["image/png"])
 
 
 def executed(cache: JupyterCacheAbstract, chapter: Path) -> NotebookNode:
@@ -60,7 +71,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
-    """Write the rows, or stop with a message if there are none or two claims share a name."""
+    """Write the rows and the picture, or stop with a message if one is missing or two claims share a name."""
     cache = open_cache()
     notebooks = [executed(cache, chapter) for chapter in chapters()]
     found = [(title(notebook), list(claims(notebook))) for notebook in notebooks]
@@ -77,6 +88,11 @@ def main() -> None:
     if not ROWS.exists() or ROWS.read_text() != text:
         ROWS.write_text(text)
     print(f"{len(rows)} claims written to {ROWS.relative_to(ROOT)}")
+    figures = dict(picture for notebook in notebooks for picture in pictures(notebook))
+    if PICTURE_NAME not in figures:
+        sys.exit(f"no chapter draws the welcome page's figure, {PICTURE_NAME}")
+    if not PICTURE.exists() or PICTURE.read_bytes() != figures[PICTURE_NAME]:
+        PICTURE.write_bytes(figures[PICTURE_NAME])
 
 
 if __name__ == "__main__":
