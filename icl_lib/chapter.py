@@ -88,11 +88,11 @@ class Chapter:
         """The value that belongs to the scale at which the chapter runs."""
         return quick if self.scale == "quick" else paper
 
-    def generator(self, stream: int = 0, device: torch.device | str | None = None) -> torch.Generator:
-        """A fresh generator on the chapter's device; each ``stream`` is a separate sequence of random numbers."""
+    def generator(self, stream: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh generator; each ``stream`` is a separate sequence. ``device=run.device`` puts large work on a GPU."""
         if stream < 0 or stream >= 1_000_000:
             raise ValueError(f"stream is {stream}, expected an integer from 0 to 999999")
-        generator = torch.Generator(device=device or self.device)
+        generator = torch.Generator(device=device)
         return generator.manual_seed(self.seed * 1_000_000 + stream)
 
     def claim(

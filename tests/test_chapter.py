@@ -1,6 +1,7 @@
 """The chapter's frame: scale, seeds, claims that hold and claims that do not, and the closing line."""
 
 import math
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -103,3 +104,9 @@ def test_the_last_line_says_how_the_chapter_ran(run: chapter.Chapter, capsys: py
     printed = capsys.readouterr().out
     assert f"torch {torch.__version__}" in printed
     assert "seed 7" in printed and "scale quick" in printed and "1 claims checked" in printed
+
+
+def test_scales_and_verdicts_are_those_of_the_book() -> None:
+    for name, words in (("reading", chapter.SCALES), ("ledger", chapter.VERDICTS)):
+        page = (Path(__file__).parents[1] / "book" / f"{name}.md").read_text()
+        assert all(word in page for word in words), (name, words)

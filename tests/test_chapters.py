@@ -162,7 +162,7 @@ BREACHES: dict[str, tuple[str, str, str, str]] = {
     "show too early": ("figures", "[1, 0])\nplt.show()", "[1, 0])\nplt.show()\nprint()", "ends in plt.show()"),
     "figure without options": ("figures", "assert three == 3", "plt.plot([1])\nplt.show()", "no caption"),
     "three figures": ("figures", YOURS, "", "3 figures, expected 4 to 7"),
-    "too many lines": ("limits", "We can count", "a\n\n" * 90 + "We can count", "lines, at most 350"),
+    "too many lines": ("limits", "We can count", "a\n\n" * 300 + "We can count", "lines, at most 400"),
     "too many cells": ("limits", "## Summary", "```{code-cell}\n1\n```\n\n" * 20 + "## Summary", "cells, at most 25"),
     "long cell": ("limits", "slope = 3", "slope = 3\n" * 24, "a cell of 27 lines"),
     "no stars": ("exercises", "★★ 15 min: four", "15 min: four", "line 166: the title of an exercise"),

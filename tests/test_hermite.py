@@ -284,3 +284,13 @@ def test_gaussian_mean_of_many_functions_at_once():
     assert gaussian_mean(lambda x: (x > 0.3).double(), (0.3,)).item() == pytest.approx(
         0.5 * math.erfc(0.3 / math.sqrt(2)), rel=1e-13
     )
+
+
+def test_an_activation_carries_what_is_known_about_it():
+    """A wrong closed form is believed: who wraps a function answers for it. Without one, quadrature takes over."""
+    cube = hermite.Activation("cube", lambda x: x**3)
+    expansion = expand(cube, 3)
+    assert expansion.residual == 0.0 and expansion.name == "cube"
+    torch.testing.assert_close(expansion.coefficients, torch.tensor([0.0, 3.0, 0.0, 6.0], dtype=torch.float64))
+    told = hermite.Activation("cube", lambda x: x**3, (), lambda degree: [0.0, 3.0, 0.0, 6.0][: degree + 1], 15.0)
+    assert expand(told, 1).residual == pytest.approx(math.sqrt(6), rel=1e-14)

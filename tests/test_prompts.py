@@ -9,6 +9,7 @@ from scipy import stats
 from zscore import assert_mean, assert_same_mean
 
 from icl_lib import hermite
+from icl_lib.moments import Moments
 from icl_lib.prompts import Prompts, Summaries, sample_prompts, sample_summaries, summary_moments
 from icl_lib.tasks import TaskPrior, power_law_covariance, spiked_covariance
 
@@ -103,6 +104,7 @@ def test_the_decomposition_behind_the_sampler_is_an_identity(n, generator):
 @pytest.mark.parametrize("row", list(REFERENCE.itertuples()), ids=lambda row: row.quantity)
 def test_reference_moments(row):
     moments = summary_moments(row.dim, row.length, target=row.target, noise=row.noise)
+    assert moments == Moments(moments.beta, moments.gamma, row.dim * (row.dim * moments.beta + moments.gamma))
     assert abs(getattr(moments, row.quantity) - row.value) <= 0.51 * 10.0**-row.digits
 
 
