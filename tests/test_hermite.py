@@ -253,16 +253,21 @@ def test_noise_is_fresh_at_each_call_and_reproducible():
     assert torch.equal(x, torch.zeros(7))
 
 
-@pytest.mark.parametrize(("degree", "error"), [(4, 0.05), (6, 0.08)])
-def test_gauss_hermite_quadrature_is_wrong_for_relu(degree, error):
-    """100 nodes give relu's residual several per cent too low: why we do not use that rule."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+@pytest.mark.parametrize("degree", [2, 4, 6])
+@pytest.mark.parametrize("count", [100, 200])
+def test_gauss_hermite_quadrature_is_wrong_for_relu(degree, count):
+    """Nodes on both sides of the kink give relu's residual too low, by a predictable amount: why we split at kinks."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     weights = weights / weights.sum()
     relu = np.maximum(nodes, 0)
     c = [weights @ (relu * row) for row in np.polynomial.hermite_e.hermevander(nodes, degree).T]
+    assert math.isclose(weights @ relu**2, 0.5, rel_tol=count * EPS)  # by symmetry, half the mean of x^2
     square = weights @ relu**2 - sum(c[i] ** 2 / math.factorial(i) for i in range(degree + 1))
-    missing = 1 - math.sqrt(square) / expand("relu", degree).residual
-    assert abs(missing - error) < 0.01
+    exact = expand("relu", degree)
+    # Midpoint rule at the kink: each c_i is too high by the error of the mean times He_i(0).
+    error = math.pi**2 / (24 * math.sqrt(2 * math.pi) * count)
+    expected = error * exact.polynomial(torch.zeros(1, dtype=torch.float64)).item() / exact.residual**2
+    assert abs(1 - math.sqrt(square) / exact.residual - expected) < expected / count
 
 
 def test_lookup_of_activations():
