@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book into _build/html
 	@echo "Executing the chapters that changed, then building the book."
+	$(PY) book/tools/contract.py
 	$(PY) book/tools/execute.py
 	$(PY) book/tools/harvest.py
 	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
