@@ -55,8 +55,9 @@ bench: $(STAMP)  ## run the benchmarks
 	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(PY) $$script || exit 1; done
 
 paper: export ICL_SCALE := paper
-paper:  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)
-	@echo "Running every chapter at the papers' sizes."
+paper: $(STAMP)  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)
+	@echo "Running the full-size experiments (an interrupted run resumes), then every chapter at the papers' sizes."
+	$(PY) book/tools/full_size.py
 	$(MAKE) book
 
 serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for another port)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from icl_lib import _check, hermite
 from icl_lib._check import Number
-from icl_lib.moments import Target, summary_moments
+from icl_lib.moments import Moments, Target, summary_moments
 
-__all__ = ["linear_transformer_error"]
+__all__ = ["linear_transformer_error", "optimal_penalty", "random_transformer_error"]
+
+R = TypeVar("R")
+ROUNDING = 1e-12  # a smaller denominator, or variance relative to that at r = 1, is rounding error
+NEGLIGIBLE = 1e-24  # share of a second moment below which a coefficient is rounding error and counts as 0
 
 
 def linear_transformer_error(
@@ -52,13 +63,10 @@ def linear_transformer_error(
 
     Source: [this book, "In-context regression"; finite n: Defilippis et al. 2024, ridge regression]
     """
-    moments = summary_moments(dim, length, target=target, noise=noise)
     penalty = _check.number("penalty", penalty, least=0.0)
-    phi = hermite.activation(target)
-    mean, slope = (hermite.expand(phi, 1).coefficients).tolist()
-    square = hermite.gaussian_mean(lambda g: phi(g) ** 2, phi.kinks).item() + noise**2
-    explained = slope**4 / (dim * moments.beta)
-    rest = square - explained - (mean**2 if intercept else 0.0)
+    answer = _answer(target, dim, length, noise)
+    moments, explained = answer.moments, answer.explained
+    rest = answer.rest + (0.0 if intercept else answer.mean**2)
     if n_prompts == math.inf:
         return rest
     n = _check.integer("n_prompts", n_prompts)
@@ -70,6 +78,156 @@ def linear_transformer_error(
             f"n_prompts is {n} at penalty 0, expected another number than d (d + 1): the error is infinite"
         )
     return (nu**2 * explained / (moments.beta + nu) ** 2 + rest) / (1 - overlap / n)
+
+
+def random_transformer_error(
+    *,
+    dim: int,
+    length: int,
+    n_prompts: Number,
+    width: Number,
+    penalty: Number,
+    activation: Target,
+    target: Target,
+    noise: Number,
+    norm_samples: Tensor | np.ndarray | Sequence[Number] | None = None,
+) -> float:
+    """In-context error of the random Transformer after ridge regression on n prompts, label noise included.
+
+    The features are treated as Gaussian ones. Their covariance has four eigenvalues e of multiplicity m, and a tail
+    of weight :math:`\\theta` in some :math:`d^3` directions, which n prompts or k neurons are too few to learn. With
+    the coefficients :math:`c_i` of the activation and :math:`o = (d \\beta^2 + \\gamma^2) / (d \\beta + \\gamma)^2`,
+
+    .. math::
+        \\begin{aligned}
+        &e_1 = c_1^2 \\beta / t, \\; m = d^2 \\qquad e_2 = c_1^2 \\gamma / t, \\; m = d \\qquad
+        e_3 = \\frac{c_2^2 o}{d (d + 2)}, \\; m = \\tfrac12 (d - 1)(d + 2) \\\\
+        &e_0 = c_0^2 + \\frac{c_2^2 o}{2 d}, \\; m = 1 \\qquad \\theta = (c^*_2)^2 + \\tfrac12 c_2^2 (1 - o)
+        \\end{aligned}
+
+    Of the answer's second moment :math:`m_2`, :math:`B_1 = c_1(\\varphi)^4 / (d \\beta)` lies on the first group,
+    :math:`B_0 = c_0(\\varphi)^2` on the constant, whose eigenvalue is :math:`e_0`, and :math:`\\sigma^2 = m_2 - B_0 -
+    B_1` on none. One equation fixes :math:`\\nu`, with :math:`T_1 < \\min(n, k)`:
+
+    .. math::
+        (n - T_1)(k - T_1) \\nu = \\mathrm{penalty}, \\qquad
+        T_1 = \\sum \\frac{m e}{e + \\nu} + \\frac{\\theta}{\\nu}, \\qquad
+        T_2 = \\sum \\frac{m e^2}{(e + \\nu)^2}, \\qquad \\chi = \\nu \\frac{T_1 - T_2}{k - T_2}
+
+    .. math::
+        e_{\\mathrm{ICL}} = n \\,
+        \\frac{\\sum_{i = 0, 1} B_i (\\nu^2 + \\chi e_i) / (e_i + \\nu)^2 + \\sigma^2}
+        {n - T_1 + (k - T_1)(T_1 - T_2) / (k - T_2)}
+
+    This treats all feature vectors as equally long. Samples of :math:`r = \\lVert h \\rVert^2 / t` correct for their
+    lengths. Every prompt has its own :math:`c_i(r) = \\mathbb{E}[\\sigma(\\sqrt r g) He_i(g)]` then, and v(r) is the
+    variance of :math:`\\sigma(\\sqrt r g)` over its value at r = 1. The parts :math:`B_0` and :math:`B_1` of the answer
+    have the lengths :math:`a_0 = 1` and :math:`a_1 = \\sqrt r`; the features that carry them have the lengths
+    :math:`p_0 = [c_0(r)^2 + (e_0 - c_0^2) r^2]^{1/2}` and :math:`p_1 = c_1(r) (\\beta / t)^{1/2}`:
+
+    .. math::
+        \\begin{aligned}
+        &\\eta \\, T_1 (k - T_1) \\nu = \\mathrm{penalty}, \\qquad T_1 = n \\, \\mathbb{E}[\\omega], \\qquad
+        \\omega = \\frac{v}{v + \\eta} \\\\
+        &\\sigma^2(r) = \\sigma^2 + \\sum_{i = 0, 1} B_i (a_i - A_i p_i)^2, \\qquad
+        A_i = \\frac{\\mathbb{E}[a_i p_i / (v + \\eta)]}{\\mathbb{E}[(p_i^2 + \\nu v) / (v + \\eta)]} \\\\
+        &Q = \\frac{\\chi \\sum_i B_i e_i / (e_i + \\nu)^2 + n U T_1^{-2} \\, \\mathbb{E}[\\omega^2 \\sigma^2(r) / v]}
+        {1 - n U T_1^{-2} \\, \\mathbb{E}[\\omega^2]}, \\qquad
+        U = \\frac{T_1^2}{k} + \\frac{(k - T_1)^2 T_2}{k (k - T_2)} \\\\
+        &e_{\\mathrm{ICL}} = \\mathbb{E}[v] \\, Q + \\mathbb{E}[\\sigma^2(r)]
+        \\end{aligned}
+
+    If r = 1 always, that is the first formula. Corrections of order 1/d are left out: for instance, a long query has
+    both large features and large answers.
+
+    Args:
+        dim: dimension d.
+        length: number l of examples in a prompt.
+        n_prompts: number n of training prompts; ``math.inf`` for the best read-out of k neurons.
+        width: number k of neurons; ``math.inf`` for the limit at a fixed penalty, which acts like penalty 0.
+        penalty: coefficient of the squared norm against the summed squared error, at least 0.
+        activation: activation of the neurons, a name in ``hermite.ACTIVATIONS`` or a callable.
+        target: link function, a name in ``hermite.ACTIVATIONS``, ``"linear"``, or a callable.
+        noise: standard deviation of the label noise.
+        norm_samples: samples of :math:`r = \\lVert x_{l+1} \\rVert^2 \\lVert b \\rVert^2 / t`, shape ``(samples,)``,
+            above 0; r = 1 for every prompt if missing.
+
+    Returns:
+        The error, for isotropic inputs, scaling ``"unit"`` and fresh tasks.
+
+    Raises:
+        ValueError: for sizes below 1, a negative penalty or noise, samples that are not above 0, an activation that
+            is 0, or at a pole: penalty 0 and n = k, or n = the number of features where that is smaller than k.
+
+    Source: [Defilippis et al. 2024, deterministic equivalents; spectrum and norms: this book, "Random Transformers"]
+    """
+    n, k = _size("n_prompts", n_prompts), _size("width", width)
+    penalty = _check.number("penalty", penalty, least=0.0)
+    answer = _answer(target, dim, length, noise)
+    kernel = _kernel(activation, dim, answer.moments)
+    norms, means, scale = _lengths(activation, kernel, norm_samples)
+    nu, eta = _fixed_point(kernel, n, k, penalty, scale)
+
+    one, two, spread = kernel.overlaps(nu)
+    chi = spread / (k - two) if spread > 0 else 0.0
+    weight = 1 / (scale + eta) if n < math.inf else np.ones_like(scale)
+    bias, rest = 0.0, np.full_like(scale, answer.rest)
+    lengths = np.ones_like(norms), np.sqrt(norms)  # a_0 and a_1
+    powers = answer.mean**2, answer.explained
+    for power, part, mean, (e, _) in zip(powers, lengths, means, kernel.groups, strict=False):
+        squares = (weight * (mean**2 + nu * scale)).mean()
+        fitted = (weight * part * mean).mean() / squares if squares > 0 else 0.0
+        rest += power * (part - fitted * mean) ** 2
+        bias += chi * power * e / (e + nu) ** 2 if e > 0 else 0.0
+    if n == math.inf:
+        return float(scale.mean() * bias + rest.mean())
+    variance = n * (one**2 / k + ((1 - one / k) ** 2 * two / (1 - two / k) if two < k else 0.0))  # n U
+    weight /= one
+    left = 1 - variance * ((weight * scale) ** 2).mean()
+    if left < ROUNDING:
+        raise ValueError(f"penalty is {penalty:g} at n = min(width, features), expected more: the error is infinite")
+    return float(scale.mean() * (bias + variance * (weight**2 * scale * rest).mean()) / left + rest.mean())
+
+
+def optimal_penalty(error: Callable[[float], Number], low: Number = 1e-6, high: Number = 1e6) -> tuple[float, float]:
+    """The penalty with the smallest error, from a grid that is refined around each of its local minima.
+
+    .. math:: \\lambda^* = \\arg\\min_{\\mathrm{low} \\le \\lambda \\le \\mathrm{high}} e(\\lambda)
+
+    Args:
+        error: maps a penalty to an error, smoothly on the scale of the grid: four points a decade.
+        low: smallest penalty, above 0.
+        high: largest penalty, above ``low``.
+
+    Returns:
+        The penalty and its error. A penalty of ``low`` or ``high`` says that better ones may lie outside.
+
+    Raises:
+        ValueError: if the range is empty or reaches 0, or an error is not finite.
+
+    Source: [this book, "Random Transformers"]
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not callable(error):
+        raise ValueError(f"error is {error!r}, expected a function of the penalty")
+    low = _check.number("low", low, above=0.0)
+    high = _check.number("high", high, above=low)
+
+    def value(log_penalty: float) -> float:
+        penalty = min(max(math.exp(log_penalty), low), high)
+        return _check.number(f"error at penalty {penalty:g}", error(penalty))
+
+    points = np.linspace(math.log(low), math.log(high), 3 + math.ceil(4 * math.log10(high / low))).tolist()
+    values = [value(point) for point in points]
+    found = [(values[0], points[0]), (values[-1], points[-1])]
+    for i in range(1, len(points) - 1):
+        if values[i] <= min(values[i - 1], values[i + 1]):
+            bounds = (points[i - 1], points[i + 1])
+            best = minimize_scalar(value, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+            found += [(values[i], points[i]), (float(best.fun), float(best.x))]
+    smallest, log_penalty = min(found)
+    return min(max(math.exp(log_penalty), low), high), smallest
 
 
 def effective_ridge(groups: Sequence[tuple[float, int]], n: int, penalty: Number) -> float:
@@ -88,3 +246,186 @@ def effective_ridge(groups: Sequence[tuple[float, int]], n: int, penalty: Number
     while excess(low) > 0:
         low -= 2.0
     return math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-15))
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The answer's second moment, by the feature that carries it."""
+
+    moments: Moments
+    mean: float  # c_0 of the target, carried by a constant
+    explained: float  # B_1, carried by the features x_i b_j
+    rest: float  # sigma^2, carried by none
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Spectrum of the random features: groups (e, m), the constant first, then the features x_i b_j; and the tail."""
+
+    groups: tuple[tuple[float, int], ...]
+    tail: float
+    extra: float  # e_0 - c_0^2, from the unequal lengths of the neurons
+    variance: float  # of the activation
+
+    @property
+    def rank(self) -> float:
+        """Number of directions."""
+        return math.inf if self.tail > 0 else float(sum(m for e, m in self.groups if e > 0))
+
+    def overlaps(self, nu: float) -> tuple[float, float, float]:
+        """T_1, T_2 and nu (T_1 - T_2); nu = 0 stands for the limit."""
+        if nu == 0:
+            return self.rank, self.rank, 0.0
+        learned = [(m, e / (e + nu)) for e, m in self.groups]
+        one = sum(m * f for m, f in learned) + self.tail / nu
+        two = sum(m * f**2 for m, f in learned)
+        return one, two, nu * sum(m * f * (1 - f) for m, f in learned) + self.tail
+
+
+def _by_name(function: Callable[..., R]) -> Callable[..., R]:
+    """Remember the results for a target or activation given by name; a callable may change between two calls."""
+    remembered = lru_cache(maxsize=256)(function)
+
+    @wraps(function)
+    def call(name: Target, *rest: Number) -> R:
+        return (remembered if isinstance(name, str) else function)(name, *rest)
+
+    return call
+
+
+def _size(name: str, value: Number) -> Number:
+    return math.inf if value == math.inf else _check.integer(name, value)
+
+
+def _answer(target: Target, dim: int, length: int, noise: Number) -> _Answer:
+    dim, length = _check.integer("dim", dim), _check.integer("length", length)
+    return _answer_of(target, dim, length, _check.number("noise", noise, least=0.0))
+
+
+@_by_name
+def _answer_of(target: Target, dim: int, length: int, noise: float) -> _Answer:
+    moments = summary_moments(dim, length, target=target, noise=noise)
+    phi = hermite.activation(target)
+    mean, slope = hermite.expand(phi, 1).coefficients.tolist()
+    square = hermite.gaussian_mean(lambda g: phi(g) ** 2, phi.kinks).item() + noise**2
+    explained = slope**4 / (dim * moments.beta)
+    return _Answer(moments, mean, explained, square - mean**2 - explained)
+
+
+@_by_name
+def _head(activation: Target) -> tuple[list[float], float, float]:
+    """c_0^2, c_1^2 and c_2^2 without rounding errors, the squared residual after c_2, and the second moment."""
+    expansion = hermite.expand(activation, 2)
+    if expansion.second_moment == 0:
+        raise ValueError(f"activation {expansion.name} is 0 at standard normal points, expected a function that is not")
+    squares = [c**2 if c**2 > NEGLIGIBLE * expansion.second_moment else 0.0 for c in expansion.coefficients.tolist()]
+    return squares, expansion.residual**2, expansion.second_moment
+
+
+def _kernel(activation: Target, dim: int, moments: Moments) -> _Kernel:
+    (constant, linear, quadratic), residual, _ = _head(activation)
+    beta, gamma = dim * moments.beta, moments.gamma
+    beta, gamma = beta / (beta + gamma), gamma / (beta + gamma)  # shares of the trace
+    focus = beta**2 / dim + gamma**2  # o
+    extra = quadratic * focus / (2 * dim)
+    groups = (
+        (constant + extra, 1),
+        (linear * beta / dim**2, dim**2),
+        (linear * gamma / dim, dim),
+        (quadratic * focus / (dim * (dim + 2)), (dim - 1) * (dim + 2) // 2),
+    )
+    return _Kernel(groups, residual + quadratic * (1 - focus) / 2, extra, linear + quadratic / 2 + residual)
+
+
+def _lengths(
+    activation: Target, kernel: _Kernel, samples: Tensor | np.ndarray | Sequence[Number] | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Samples of r, the lengths p_0(r) and p_1(r) of the features that carry the answer, and their variance v(r)."""
+    e_0, e_1 = kernel.groups[0][0], kernel.groups[1][0]
+    if samples is None:
+        return np.ones(1), (np.full(1, math.sqrt(e_0)), np.full(1, math.sqrt(e_1))), np.ones(1)
+    try:
+        norms = np.array(_check.numbers_of("norm_samples", samples), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"norm_samples is {samples!r}, expected numbers in one axis") from error
+    if norms.ndim != 1 or norms.size == 0 or not (np.isfinite(norms).all() and (norms > 0).all()):
+        wrong = norms[~(np.isfinite(norms) & (norms > 0))]
+        raise ValueError(f"norm_samples has shape {norms.shape} and holds {wrong[:3]}, expected finite numbers above 0")
+    low, high = math.log(norms.min()), math.log(norms.max())
+    middle, half = (low + high) / 2, (high - low) / 2 + 1e-3
+    profile = _profile(activation, middle, half)
+    constant, slope, variance = np.polynomial.chebyshev.chebval((np.log(norms) - middle) / half, profile)
+    constant = np.sqrt(constant**2 + kernel.extra * norms**2)
+    (_, linear, _), _, second_moment = _head(activation)
+    constant[constant**2 < NEGLIGIBLE * second_moment] = 0.0
+    slope *= math.sqrt(e_1 / linear) if linear > 0 else 0.0
+    scale = variance / kernel.variance if kernel.variance > 0 else np.ones_like(norms)
+    if scale.min() < ROUNDING:
+        raise ValueError(f"norm_samples holds {norms[scale < ROUNDING].min():.3g}, at which the activation is constant")
+    return norms, (constant, slope), scale
+
+
+@_by_name
+def _profile(activation: Target, middle: float, half: float) -> np.ndarray:
+    """c_0(r), c_1(r) and the variance as 33 Chebyshev coefficients in log r = middle ± half, shape (33, 3)."""
+    sigma = hermite.activation(activation)
+    nodes = np.cos((np.arange(33) + 0.5) * (math.pi / 33))
+    rows = []
+    for scale in np.exp((middle + half * nodes) / 2).tolist():
+
+        def powers(g: Tensor, scale: float = scale) -> Tensor:
+            value = sigma(scale * g)
+            return torch.stack([value, value * g, value**2])
+
+        mean, slope, square = hermite.gaussian_mean(powers, tuple(kink / scale for kink in sigma.kinks)).tolist()
+        rows.append((mean, slope, square - mean**2))
+    return np.polynomial.chebyshev.chebfit(nodes, np.array(rows), 32)
+
+
+def _fixed_point(kernel: _Kernel, n: Number, k: Number, penalty: float, scale: np.ndarray) -> tuple[float, float]:
+    """The pair nu, eta. Without a penalty per prompt and neuron, T_1 is the smallest of n, k and the rank."""
+    limit = min(n, k)
+    if penalty > 0 and max(n, k) < math.inf:
+
+        def balance(nu: float) -> float:
+            one, _, _ = kernel.overlaps(nu)
+            return _prompt_ridge(one / n, scale) * one * (k - one) * nu / penalty if one < limit else 0.0
+
+        nu = _root(balance)
+        return nu, _prompt_ridge(min(kernel.overlaps(nu)[0] / n, 1.0), scale)
+    if n < math.inf and n == min(k, kernel.rank):
+        raise ValueError(
+            f"n_prompts is {n} = min(width, features) at penalty {penalty:g}, expected another number: infinite error"
+        )
+    nu = 0.0 if kernel.rank <= limit else _root(lambda nu: limit / kernel.overlaps(nu)[0])
+    return nu, math.inf if n == math.inf else _prompt_ridge(min(limit, kernel.rank) / n, scale)
+
+
+def _root(balance: Callable[[float], float]) -> float:
+    """Where an increasing function of a positive number passes 1."""
+    from scipy.optimize import brentq
+
+    def excess(log_nu: float) -> float:
+        return 1 - 2 / (1 + balance(math.exp(log_nu)))
+
+    low, high = -1.0, 1.0
+    while excess(low) > 0:
+        low *= 2
+    while excess(high) < 0:
+        high *= 2
+    return math.exp(brentq(excess, low, high, xtol=1e-13, rtol=1e-15))
+
+
+def _prompt_ridge(fraction: float, scale: np.ndarray) -> float:
+    """The root eta of E[v / (v + eta)] = fraction in (0, 1], by Newton's method.
+
+    The reciprocal of the left side is concave and increasing in eta (a harmonic mean of affine functions), so that
+    the iterates climb from 0 to the root; for v = 1 the first one is the root.
+    """
+    eta = 0.0
+    while True:
+        weight = 1 / (scale + eta)
+        left = (scale * weight).mean().item()
+        if abs(left / fraction - 1) < 1e-13:
+            return eta
+        eta = max(eta + (left / fraction - 1) / (scale * weight * (weight / left)).mean().item(), 0.0)

@@ -18,6 +18,10 @@ PUBLIC = [(module, name) for module in icl_lib.__all__ for name in importlib.imp
 
 # What others rely on: parameters before the star, after it, and whether there is a default (=).
 PROMISED = {
+    "asymptotics.random_transformer_error": (
+        "* dim length n_prompts width penalty activation target noise norm_samples="
+    ),
+    "asymptotics.optimal_penalty": "error low= high=",
     "hermite.polynomials": "x degree",
     "hermite.expand": "activation degree kinks=",
     "hermite.Expansion.polynomial": "self x",
