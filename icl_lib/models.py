@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -236,6 +237,77 @@ class RandomTransformer:
         """
         return HermiteTwin(self, degree)
 
+    def gradient(self, summaries: Summaries, *, readout: Float[Tensor, " width"]) -> Float[Tensor, "width features"]:
+        """The direction in which one gradient step moves the first layer.
+
+        .. math::
+            G = \\frac1{n \\sqrt k} \\sum_\\mu (y_\\mu - f_\\mu) \\, (w \\circ \\sigma'(F h_\\mu)) \\, h_\\mu^\\top,
+            \\qquad f_\\mu = \\frac1{\\sqrt k} w^\\top \\sigma(F h_\\mu)
+
+        It is minus the gradient of half the mean squared error with respect to F, at a read-out that is not trained.
+
+        Args:
+            summaries: n prompts.
+            readout: w, shape ``(width,)``.
+
+        Returns:
+            G in units of F, shape ``(width, d (d + 1))``, in the precision of F.
+
+        Raises:
+            ValueError: for a read-out of another shape, summaries of another dimension, or an activation that is not
+                finite at a pre-activation.
+
+        Source: [DD25b, one gradient step on the first layer]
+        """
+        _check.array("readout", readout, shape=(self.width,))
+        _check.instance("summaries", summaries, Summaries)
+        outer = readout.to(self.first) / math.sqrt(self.width)
+        total = torch.zeros_like(self.first)
+        for start in range(0, len(summaries), ROWS):
+            rows = summaries[start : start + ROWS].to(self.first.device, self.first.dtype)
+            value, slope = _slope(self.activation, self.preactivations(rows))
+            missing = rows.answer - value @ outer
+            total.addmm_((slope * missing[:, None]).mT, rows.features())
+        total.mul_(outer[:, None] / len(summaries))
+        if not _check.all_finite(total):
+            raise ValueError(
+                "gradient is not finite, expected an activation with values and slopes at all pre-activations"
+            )
+        return total
+
+    def gradient_step(
+        self, summaries: Summaries, rate: Number, *, readout: Float[Tensor, " width"] | None = None
+    ) -> RandomTransformer:
+        """The model after one gradient step on its first layer.
+
+        .. math:: \\hat F = F + \\eta \\, G
+
+        Train its read-out on other prompts than those of the step, as the theory assumes.
+
+        Args:
+            summaries: the prompts of the step.
+            rate: learning rate :math:`\\eta`, at least 0.
+            readout: w of the step, shape ``(width,)``; drawn from N(0, 1/k) by the model's generator if missing.
+
+        Returns:
+            A new :class:`RandomTransformer` without a trained read-out; the model itself stays as it is.
+
+        Raises:
+            ValueError: for a negative rate, and as :meth:`gradient`.
+
+        Source: [DD25b, one gradient step on the first layer]
+        """
+        rate = _check.number("rate", rate, least=0.0)
+        _check.instance("summaries", summaries, Summaries)
+        if readout is None:
+            readout = torch.randn(self.width, generator=self.generator, device=self.generator.device)
+            readout /= math.sqrt(self.width)
+        stepped = copy.copy(self)
+        trace = summaries.trace if self.trace is None else self.trace
+        stepped.first = self.first + rate * math.sqrt(trace) * self.gradient(summaries, readout=readout)
+        stepped.trace, stepped.weights = None, None
+        return stepped
+
     def _inputs(self, summaries: Summaries, preactivations: Tensor | None) -> Tensor:
         if preactivations is None:
             return self.preactivations(summaries)
@@ -273,6 +345,25 @@ class HermiteTwin(RandomTransformer):
         Source: [DD25a, equivalent Hermite model]
         """
         return self.expansion.activate(preactivations, generator=self.generator)
+
+    def gradient(self, summaries: Summaries, *, readout: Float[Tensor, " width"]) -> Float[Tensor, "width features"]:
+        """Not defined: the step is taken by the random Transformer, and its twin is made afterwards.
+
+        Raises:
+            ValueError: always.
+
+        Source: [DD25b, equivalent Hermite model after the step]
+        """
+        raise ValueError("the model is a Hermite twin, expected its parent: take the step first, then make the twin")
+
+
+def _slope(function: hermite.Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and derivatives of a scalar function, entry by entry; a function of steps has the derivative 0."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = function(x)
+        slope = torch.autograd.grad(value.sum(), x)[0] if value.requires_grad else torch.zeros_like(x)
+    return value.detach(), slope
 
 
 def _positive(penalty: Penalty) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from icl_lib import _check, hermite
 from icl_lib._check import Number
 from icl_lib.moments import Target, interpolated_moments, label_moments, summary_moments
-from icl_lib.tasks import square_root
+from icl_lib.tasks import TaskPrior, square_root
 
-__all__ = ["Prompts", "Summaries", "sample_prompts", "sample_summaries", "summary_moments"]
+__all__ = ["Prompts", "Source", "Summaries", "sample_mixture", "sample_prompts", "sample_summaries", "summary_moments"]
 
 SCALINGS = ("unit", "lu")
 
@@ -209,6 +210,95 @@ def sample_prompts(
     inputs = setup.colour(white) * (1 / math.sqrt(setup.dim) if scaling == "lu" else 1.0)
     query, answer = setup.question()
     return Prompts(inputs, labels, query, answer, scaling, setup.trace())
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of several sources of prompts: its tasks, its inputs, its noise, and its share of the training set.
+
+    Args:
+        prior: distribution of the tasks.
+        target: link function, a name in ``hermite.ACTIVATIONS``, ``"linear"``, or a callable.
+        noise: standard deviation of the label noise.
+        covariance: :math:`\\Sigma` of the inputs, shape ``(d, d)``; the identity if missing.
+        share: part of the prompts that come from this source, in proportion to the shares of the others; at least 0.
+
+    Source: [DD25b, data sources]
+    """
+
+    prior: TaskPrior
+    target: Target
+    noise: Number
+    covariance: Tensor | None = None
+    share: Number = 1.0
+
+    def __post_init__(self) -> None:
+        _check.instance("prior", self.prior, TaskPrior)
+        _check.number("share", self.share, least=0.0)
+
+    def sample(self, n: int, length: int, *, scaling: str = "unit", generator: torch.Generator) -> Summaries:
+        """Summaries of n prompts of this source alone; see :func:`sample_summaries`.
+
+        Source: [DD25b, data sources]
+        """
+        tasks = self.prior.sample(n, generator=generator)
+        return sample_summaries(
+            tasks,
+            length,
+            target=self.target,
+            noise=self.noise,
+            covariance=self.covariance,
+            scaling=scaling,
+            generator=generator,
+        )
+
+
+def sample_mixture(
+    sources: Sequence[Source], n: int, length: int, *, scaling: str = "unit", generator: torch.Generator
+) -> Summaries:
+    """Draw a training set from several sources, in random order.
+
+    .. math:: n_s \\approx n \\, \\frac{\\mathrm{share}_s}{\\sum_{s'} \\mathrm{share}_{s'}}, \\qquad \\sum_s n_s = n
+
+    The numbers of prompts are fixed; each differs by at most 1 from its part of n.
+
+    Args:
+        sources: what is mixed; all of one dimension.
+        n: number of prompts.
+        length: number l of examples in each prompt.
+        scaling: as in :func:`sample_summaries`.
+        generator: source of randomness.
+
+    Returns:
+        :class:`Summaries` of n prompts, with the traces of the sources averaged in proportion to their prompts.
+
+    Raises:
+        ValueError: for no source, sources of different dimensions, shares that are all 0, or n below 1, and as
+            :func:`sample_summaries`.
+
+    Source: [DD25b, mixing ratio of the sources]
+    """
+    sources, n = list(sources), _check.integer("n", n)
+    _check.random("generator", generator)
+    dims = {_check.instance("source", source, Source).prior.dim for source in sources}
+    if len(dims) != 1:
+        raise ValueError(f"sources have the dimensions {sorted(dims)}, expected one dimension for all")
+    total = math.fsum(source.share for source in sources)
+    if total == 0:
+        raise ValueError("shares are all 0, expected one above 0")
+    ends = [round(n * math.fsum(source.share for source in sources[: i + 1]) / total) for i in range(len(sources))]
+    sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    parts = [
+        (size, source.sample(size, length, scaling=scaling, generator=generator))
+        for source, size in zip(sources, sizes, strict=True)
+        if size > 0
+    ]
+    order = torch.randperm(n, generator=generator, device=generator.device)
+    query, summary, answer = (
+        torch.cat([getattr(part, name) for _, part in parts])[order.to(parts[0][1].answer.device)]
+        for name in ("query", "summary", "answer")
+    )
+    return Summaries(query, summary, answer, math.fsum(size * part.trace for size, part in parts) / n)
 
 
 def _scaling(name: str) -> str:

@@ -43,6 +43,18 @@ def network(dim=3, width=5, activation="relu", **changes):
     return models.RandomTransformer(dim, width, activation, **({"generator": generator()} | changes))
 
 
+def step(batch, rate=1.0, readout=None, **changes):
+    return network(**changes).gradient_step(batch, rate, readout=readout)
+
+
+def make_source(prior=None, target="relu", noise=0.1, **changes):
+    return prompts.Source(tasks.TaskPrior(3) if prior is None else prior, target, noise, **changes)
+
+
+def mix(sources, n=4, length=2, **changes):
+    return prompts.sample_mixture(sources, n, length, **({"generator": generator()} | changes))
+
+
 def make_summaries(query=X, summary=B, answer=Y, trace=1.0):
     return prompts.Summaries(query, summary, answer, trace)
 
@@ -125,6 +137,22 @@ HERMITE: Calls = [
     *tensors("x", lambda v: hermite.expand("relu", 2).polynomial(v)),
     *tensors("x", lambda v: hermite.expand("relu", 2).activate(v, generator=generator())),
     *generators(lambda v: hermite.expand("relu", 2).activate(X, generator=v)),
+]
+
+MIXTURES: Calls = [
+    (lambda: make_source(prior="sphere"), "prior is of type str, expected TaskPrior"),
+    *numbers("share", lambda v: make_source(share=v), low=-0.1),
+    *numbers("noise", lambda v: mix([make_source(noise=v)]), low=-0.1),
+    (lambda: mix([make_source(target="rellu")]), "is 'rellu', expected one of"),
+    (lambda: mix([make_source(covariance=ASYMMETRIC)]), "covariance has shape (2, 2), expected (3, 3)"),
+    (lambda: mix([]), "sources have the dimensions [], expected one dimension for all"),
+    (lambda: mix([make_source(), make_source(tasks.TaskPrior(2))]), "sources have the dimensions [2, 3], expected one"),
+    (lambda: mix([make_source(), "relu"]), "source is of type str, expected Source"),
+    (lambda: mix([make_source(share=0.0)]), "shares are all 0, expected one above 0"),
+    *integers("n", lambda v: mix([make_source()], n=v)),
+    *integers("length", lambda v: mix([make_source()], length=v)),
+    (lambda: mix([make_source()], scaling="si"), "scaling is 'si', expected one of unit, lu"),
+    *generators(lambda v: mix([make_source()], generator=v)),
 ]
 
 RIDGE: Calls = [
@@ -260,6 +288,14 @@ MODELS: Calls = [
     (lambda: network().fit(summaries(), 1.0, preactivations=X), "preactivations has shape (4, 3), expected (6, 5)"),
     (lambda: network().fit(summaries(), 1.0, preactivations=X.new_ones(6, 5)), "expected the same prompts and trace"),
     *integers("degree", lambda v: network().hermite_twin(v), least=0),
+    (lambda: step(X), "summaries is of type Tensor, expected Summaries"),
+    (lambda: step(summaries(dim=2)), "query has shape (6, 2), expected (n, 3)"),
+    (lambda: step(summaries(), activation=torch.log), "gradient is not finite"),
+    *numbers("rate", lambda v: step(summaries(), v), low=-0.1),
+    (lambda: step(summaries(), readout=Y), "readout has shape (4,), expected (5)"),
+    (lambda: step(summaries(), readout=[1.0] * 5), "readout is of type list, expected a torch tensor"),
+    (lambda: step(summaries(), readout=Y.new_full((5,), math.nan)), "readout holds 5 values that are not finite"),
+    (lambda: network().hermite_twin(2).gradient_step(summaries(), 1.0), "is a Hermite twin, expected its parent"),
     (lambda: network().hermite_twin(151), "degree is 151, expected at most 150"),
     (lambda: models.HermiteTwin(linear(), 2), "parent is of type LinearTransformer, expected RandomTransformer"),
     (lambda: network().hermite_twin(2).predict(summaries()), "not trained, expected a call of fit"),
@@ -349,6 +385,7 @@ TABLES = {
     "samplers": SAMPLERS,
     "prompts": PROMPTS,
     "models": MODELS,
+    "mixtures": MIXTURES,
     "chapter": CHAPTER,
     "sweeps": SWEEPS,
     "plotting": PLOTTING,

@@ -39,6 +39,8 @@ PROMISED = {
     "prompts.sample_prompts": "tasks length * target noise covariance= scaling= generator",
     "prompts.summary_moments": "dim length * target noise",
     "prompts.Summaries": "query summary answer trace",
+    "prompts.Source": "prior target noise covariance= share=",
+    "prompts.sample_mixture": "sources n length * scaling= generator",
     "prompts.Prompts": "inputs labels query answer scaling trace",
     "models.LinearTransformer": "intercept=",
     "models.LinearTransformer.fit": "self summaries penalty",
@@ -47,6 +49,8 @@ PROMISED = {
     "models.RandomTransformer.fit": "self summaries penalty * preactivations=",
     "models.RandomTransformer.predict": "self summaries * preactivations=",
     "models.RandomTransformer.hermite_twin": "self degree",
+    "models.RandomTransformer.gradient": "self summaries * readout",
+    "models.RandomTransformer.gradient_step": "self summaries rate * readout=",
     "models.HermiteTwin": "parent degree",
     "models.icl_error": "predictions answers",
 }
