@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from icl_lib.models import LinearTransformer
+from icl_lib import hermite
+from icl_lib.asymptotics import random_transformer_error
+from icl_lib.models import LinearTransformer, RandomTransformer, icl_error
 from icl_lib.prompts import Summaries, sample_summaries
 from icl_lib.ridge import ridge_path
 from icl_lib.tasks import TaskPrior
@@ -28,10 +31,11 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, ours: Run, plain: Run, least: float = 0.0) -> bool:
+def compare(name: str, ours: Run, plain: Run, least: float = 0.0, repetitions: int = REPETITIONS) -> bool:
     """Print one row: medians of both, and the ratio of neighbouring runs; True if its median reaches ``least``."""
-    ours(), plain()
-    pairs = [(seconds(ours), seconds(plain)) for _ in range(REPETITIONS)]
+    if repetitions == REPETITIONS:
+        ours(), plain()
+    pairs = [(seconds(ours), seconds(plain)) for _ in range(repetitions)]
     ratios = sorted(b / a for a, b in pairs)
     mine, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     middle = statistics.median(ratios)
@@ -78,8 +82,8 @@ def penalty_path(n: int, k: int) -> tuple[Run, Run]:
     return lambda: ridge_path(features, targets, PENALTIES), plain
 
 
-def draw(dim: int, n: int) -> Summaries:
-    generator = torch.Generator().manual_seed(0)
+def draw(dim: int, n: int, seed: int = 0) -> Summaries:
+    generator = torch.Generator().manual_seed(seed)
     tasks = TaskPrior(dim).sample(n, generator=generator)
     return sample_summaries(tasks, dim, target="relu", noise=0.1, generator=generator)
 
@@ -94,6 +98,89 @@ def linear_transformer(dim: int, n: int) -> tuple[Run, Run]:
         return torch.linalg.solve(features.mT @ features + eye, features.mT @ train.answer)
 
     return lambda: LinearTransformer().fit(train, 1.0), plain
+
+
+def equivalence(dim: int, n: int, width: int) -> tuple[Run, Run]:
+    """Errors of a random Transformer, two Hermite twins and a linear Transformer, at five penalties.
+
+    One product F h in float32 for all three heads, one Gram matrix a model, and none of the features of the linear
+    one, against a script that writes the features out in float64 and solves anew for each model and penalty.
+    Penalties: 1e-4 to 1 times n, those of the stored results.
+    """
+    penalties = [n * 10.0**power for power in range(-4, 1)]
+    train, test = draw(dim, n), draw(dim, 1000, seed=1)
+
+    def ours() -> object:
+        generator = torch.Generator().manual_seed(0)
+        parent = RandomTransformer(dim, width, "relu", generator=generator, dtype=torch.float32)
+        seen, unseen = parent.preactivations(train), parent.preactivations(test)
+        guesses = [
+            model.fit(train, penalties, preactivations=seen).predict(test, preactivations=unseen)
+            for model in (parent, parent.hermite_twin(2), parent.hermite_twin(4))
+        ]
+        guesses.append(LinearTransformer().fit(train, penalties).predict(test))
+        return icl_error(torch.stack(guesses), test.answer)
+
+    def plain() -> object:
+        generator = torch.Generator().manual_seed(0)
+        first = torch.randn(width, dim * (dim + 1), generator=generator, dtype=torch.float64) / train.trace**0.5
+        heads = [torch.relu]
+        for degree in (2, 4):
+            twin = hermite.expand("relu", degree)
+            heads.append(lambda a, twin=twin: twin.activate(a, generator=generator))
+        errors = []
+        for head in heads:
+            features, unseen = head(train.features() @ first.mT), head(test.features() @ first.mT)
+            errors += [error(features, unseen, penalty) for penalty in penalties]
+        return errors + [error(train.features(), test.features(), penalty) for penalty in penalties]
+
+    def error(features: torch.Tensor, unseen: torch.Tensor, penalty: float) -> float:
+        n, k = features.shape
+        if n < k:
+            gram = features @ features.mT + penalty * torch.eye(n, dtype=torch.float64)
+            weights = features.mT @ torch.linalg.solve(gram, train.answer)
+        else:
+            gram = features.mT @ features + penalty * torch.eye(k, dtype=torch.float64)
+            weights = torch.linalg.solve(gram, features.mT @ train.answer)
+        return ((unseen @ weights - test.answer) ** 2).mean().item()
+
+    return ours, plain
+
+
+def show_product(dim: int, n: int, width: int) -> bool:
+    """The product F h, with its features formed on the way, in per cent of the rate of a bare product."""
+    train = draw(dim, n)
+    model = RandomTransformer(dim, width, "relu", generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    features = train.to(dtype=torch.float32).features()
+    bare: Run = lambda: features @ model.first.mT  # noqa: E731
+    ours: Run = lambda: model.preactivations(train)  # noqa: E731
+    bare(), ours()
+    shares = sorted(seconds(bare) / seconds(ours) for _ in range(REPETITIONS))
+    rate = 2e-9 * n * width * dim * (dim + 1) / seconds(bare)
+    share = statistics.median(shares)
+    print(f"product F h, d={dim}, n={n}, k={width}: {share:.0%} of {rate:.0f} GFLOP/s in float32  (wanted: 80 %)")
+    return share >= 0.8
+
+
+def show_curve() -> bool:
+    """The formula for 40 widths."""
+
+    def curve() -> object:
+        law = {"dim": 80, "length": 80, "n_prompts": 3200, "penalty": 32.0, "target": "relu", "noise": 0.01}
+        return [random_transformer_error(width=80 * i, activation="relu", **law) for i in range(1, 41)]
+
+    curve()
+    taken = statistics.median(seconds(curve) for _ in range(REPETITIONS))
+    print(f"formula for a curve of 40 widths: {taken:.3f} s  (wanted: 0.2)")
+    return taken < 0.2
+
+
+def show_equivalence_memory() -> bool:
+    """All models of the comparison at d = 80, in a process of their own."""
+    here = str(Path(__file__).parent)
+    peak = peak_megabytes(f"import sys; sys.path.insert(0, {here!r}); import run; run.equivalence(80, 3200, 3200)[0]()")
+    print(f"peak memory of the four models, d=80, n=k=3200: {peak:.0f} MB with torch itself  (wanted: 1200)")
+    return peak < 1200
 
 
 def peak_megabytes(program: str) -> float:
@@ -143,6 +230,11 @@ def main() -> int:
         compare("linear Transformer, dual, d=40, n=400", *linear_transformer(40, 400)),
         compare("linear Transformer, dual, d=30, n=900", *linear_transformer(30, 900)),
         compare("linear Transformer, primal, d=30, n=3600", *linear_transformer(30, 3600)),
+        compare("four models, d=40, n=k=800, 5 penalties", *equivalence(40, 800, 800)),
+        compare("four models, d=80, n=k=3200, 5 penalties", *equivalence(80, 3200, 3200), least=4, repetitions=3),
+        show_product(80, 3200, 3200),
+        show_curve(),
+        show_equivalence_memory(),
         show_memory(320, 10_000),
         show_import(),
     ]

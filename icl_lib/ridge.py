@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from icl_lib._check import Number
 __all__ = ["ridge", "ridge_path"]
 
 EIGEN_FROM = 13  # from so many penalties on, one eigendecomposition is cheaper than a Cholesky factor for each
+COARSE = 2e-7  # a float32 factor is refined fast for penalties above so many traces
 REFINEMENTS = 8
 ROWS = 2048  # rows of float32 features that are widened to float64 at a time
 
@@ -85,7 +87,7 @@ def ridge_path(
 
     right = y if dual else _transposed_times(features, y)
     positive = [value for value in values if value > 0]
-    solved = iter(solve(single.double(), right, positive, apply, exact if slim else None)) if positive else iter(())
+    solved = iter(solve(single, right, positive, apply, exact if slim else None)) if positive else iter(())
     paths = []
     for value in values:
         if value > 0:
@@ -114,11 +116,11 @@ def solve(
     """Solve ``(K + penalty I) v = right`` for several penalties, with K known to float64 through ``apply`` only.
 
     Args:
-        gram: float64 copy of K, possibly rounded to float32 on the way, shape ``(..., m, m)``.
+        gram: K, or K rounded to float32, shape ``(..., m, m)``.
         right: right-hand side, shape ``(..., m)``, float64.
         penalties: positive numbers.
         apply: ``v -> K v`` in float64, used for iterative refinement.
-        exact: recomputes K in float64, for the case that the rounded one is too coarse; None if ``gram`` is exact.
+        exact: recomputes K in float64, for the case that the rounded one is too coarse; None if ``gram`` is float64.
 
     Returns:
         One solution of shape ``(..., m)`` a penalty.
@@ -127,20 +129,25 @@ def solve(
         if exact is not None:
             return solve(exact(), right, penalties, apply)
         raise ValueError("features are so large that their products are not finite, expected rescaled features")
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    eigen = torch.linalg.eigh(gram) if len(penalties) >= EIGEN_FROM else None
+    eigen = torch.linalg.eigh(gram.double()) if len(penalties) >= EIGEN_FROM else None
+    size = gram.diagonal(dim1=-2, dim2=-1).double().sum(-1).max().item()
+
+    def inverses(penalty: Number) -> Iterator[Callable[[Tensor], Tensor]]:
+        if eigen is not None:
+            yield _spectral(eigen.eigenvalues, eigen.eigenvectors, penalty)
+            return
+        if gram.dtype == torch.float32 and penalty > COARSE * size:
+            yield from _cholesky(gram, penalty, torch.float32)
+        yield from _cholesky(gram, penalty, torch.float64)
+
     solutions: list[Tensor] = []
     for penalty in penalties:
-        if eigen is None:
-            factor, info = torch.linalg.cholesky_ex(gram + penalty * eye)
-            solution = None if info.any() else _refine(_cholesky(factor), right, penalty, apply)
-        else:
-            solution = _refine(_spectral(eigen.eigenvalues, eigen.eigenvectors, penalty), right, penalty, apply)
+        refined = (_refine(inverse, right, penalty, apply) for inverse in inverses(penalty))
+        solution = next((v for v in refined if v is not None), None)
         if solution is None and exact is not None:
             rest = penalties[len(solutions) :]
             return solutions + solve(exact(), right, rest, apply)
         if solution is None:
-            size = gram.diagonal(dim1=-2, dim2=-1).sum(-1).max().item()
             raise ValueError(
                 f"penalty is {penalty:g}, too small for a system of trace {size:.3g}: expected, to be "
                 f"safe, {2e-7 * size:.1g} or more, or 0 for the solution of minimum norm"
@@ -149,8 +156,15 @@ def solve(
     return solutions
 
 
-def _cholesky(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda v: torch.cholesky_solve(v[..., None], factor)[..., 0]
+def _cholesky(gram: Tensor, penalty: Number, dtype: torch.dtype) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Multiplication by the inverse of K + penalty I, from a factor in the given precision, if there is one."""
+    shifted = gram.to(dtype, copy=True)
+    shifted.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if not info.any():  # two triangular solves: torch.cholesky_solve would copy the factor at each call
+        half = partial(torch.linalg.solve_triangular, factor, upper=False)
+        rest = partial(torch.linalg.solve_triangular, factor.mT, upper=True)
+        yield lambda v: rest(half(v.to(dtype)[..., None]))[..., 0].double()
 
 
 def _spectral(values: Tensor, vectors: Tensor, penalty: Number) -> Callable[[Tensor], Tensor]:
@@ -164,14 +178,14 @@ def _refine(
     """Iterative refinement until the last correction is at rounding level; None if the corrections do not shrink."""
     solution = inverse(right)
     size = torch.linalg.vector_norm(solution, dim=-1)
-    last = torch.full_like(size, torch.inf)
+    last = size
     for _ in range(REFINEMENTS):
         step = inverse(right - apply(solution) - penalty * solution)
         change = torch.linalg.vector_norm(step, dim=-1)
         if not torch.isfinite(change).all() or (change > 0.5 * last).logical_and(change > 1e-9 * size).any():
             return None
         solution = solution + step
-        if (change <= 1e-12 * size).all():
+        if (change * change <= 1e-13 * size * last).all():  # corrections shrink like a geometric series
             return solution
         last = change
     return solution if (last <= 1e-9 * size).all() else None

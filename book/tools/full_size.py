@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from icl_lib import hermite, models, prompts, sweeps, tasks
@@ -26,6 +27,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared error; the libr
 HEADS = ("relu", "tanh")
 DEGREES = (2, 4)
 TEST = 4000
+LARGEST = {0.1: 4.0, 0.25: 4.0, 0.5: 4.0, 1.0: 1.0}  # largest k / n for each n / d^2
 
 
 def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]:
@@ -64,26 +66,38 @@ def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]
 
 
 def store(name: str, points: list[dict[str, Any]], seeds: int, jobs: int | None) -> None:
-    """Run an experiment over its grid and write it as a long table with its provenance."""
+    """Run an experiment over its grid and write it as a long table; rows of other sizes stay, with their provenance."""
     started = time.time()
     frame = sweeps.run(equivalence, points, seeds, store=ROOT / ".icl_store" / name, n_jobs=jobs, progress=True)
     keys = [*points[0], "seed"]
     long = frame.melt(id_vars=[*keys, "null"], var_name="model", value_name="error").dropna()
     long[["head", "variant", "width_ratio", "penalty"]] = long.pop("model").str.split("|", expand=True).to_numpy()
     long = long[[*keys, "head", "variant", "width_ratio", "penalty", "null", "error"]]
-    long.to_csv(DATA / f"{name}.csv", index=False, float_format="%.6g")
-    provenance = {
+    sizes = [point["n"] for point in points]
+    run = {
+        "n": sizes,
         "command": "python book/tools/full_size.py",
-        "function": f"{Path(__file__).name}:{equivalence.__name__}",
         "seeds": seeds,
         "rows": len(long),
         "seconds": round(time.time() - started),
-        "setting": "target relu, as many examples as dimensions, noise 0.01; penalty of the mean squared error",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
     }
-    (DATA / f"{name}.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    table, about = DATA / f"{name}.csv", DATA / f"{name}.json"
+    runs = [run]
+    if table.exists():
+        old = pd.read_csv(table)
+        others = old[~old.n.isin(sizes)]
+        long = pd.concat([others, long.astype(old.dtypes)])
+        runs = [r for r in json.loads(about.read_text())["runs"] if not set(r["n"]) <= set(sizes)] + runs
+    long.to_csv(table, index=False, float_format="%.6g")
+    provenance = {
+        "function": f"{Path(__file__).name}:{equivalence.__name__}",
+        "setting": "target relu, as many examples as dimensions, noise 0.01; penalty of the mean squared error",
+        "runs": runs,
+    }
+    about.write_text(json.dumps(provenance, indent=2) + "\n")
 
 
 if __name__ == "__main__":
@@ -91,8 +105,8 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=None, help="worker processes; one by default")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--dim", type=int, default=80)
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(LARGEST), help="values of n / d^2 to run")
     options = parser.parse_args()
     d = options.dim
-    sizes = [(0.1, 4.0), (0.25, 4.0), (0.5, 4.0)]  # n / d^2 and the largest k / n
-    grid = [{"dim": d, "n": round(ratio * d**2), "largest": largest} for ratio, largest in sizes]
+    grid = [{"dim": d, "n": round(ratio * d**2), "largest": LARGEST[ratio]} for ratio in options.ratios]
     store(f"equivalence_d{d}", grid, options.seeds, options.jobs)
