@@ -32,6 +32,7 @@ def linear_transformer_error(
     target: Target,
     noise: Number,
     intercept: bool = False,
+    norm_samples: Tensor | np.ndarray | Sequence[Number] | None = None,
 ) -> float:
     """In-context error of the linear Transformer after ridge regression on n prompts, label noise included.
 
@@ -46,6 +47,19 @@ def linear_transformer_error(
     :math:`\\sigma^2 = m_2 - B`, less :math:`c_0^2` with an intercept. It is the deterministic equivalent of ridge
     regression, which treats the features as if they were Gaussian; with infinitely many prompts it is exact.
 
+    This treats all feature vectors as equally long. Samples of :math:`R = \\lVert h \\rVert^2 / t` correct for their
+    lengths, which matters where the penalty is small and n is not large:
+
+    .. math::
+        \\begin{aligned}
+        &\\eta \\, T_1 \\nu = \\mathrm{penalty}, \\qquad T_1 = n \\, \\mathbb{E}[\\omega] =
+        \\frac{d^2 \\beta}{\\beta + \\nu} + \\frac{d \\gamma}{\\gamma + \\nu}, \\qquad
+        \\omega = \\frac{R}{R + \\eta} \\\\
+        &e = Q + \\sigma^2 + \\frac{\\nu^2 B}{(\\beta + \\nu)^2}, \\qquad
+        Q = \\frac{n T_2}{T_1^2} \\, \\mathbb{E}\\Bigl[\\omega^2 \\Bigl(Q + \\frac{\\sigma^2}R +
+        \\frac{\\nu^2 B}{(\\beta + \\nu)^2}\\Bigr)\\Bigr]
+        \\end{aligned}
+
     Args:
         dim: dimension d.
         length: number l of examples in a prompt.
@@ -54,12 +68,14 @@ def linear_transformer_error(
         target: link function, a name in ``hermite.ACTIVATIONS``, ``"linear"``, or a callable.
         noise: standard deviation of the label noise.
         intercept: whether the model fits a constant.
+        norm_samples: samples of R, shape ``(samples,)``, above 0; R = 1 for every prompt if missing.
 
     Returns:
         The error, for isotropic inputs, scaling ``"unit"`` and fresh tasks.
 
     Raises:
-        ValueError: for sizes below 1, a negative penalty or noise, or at the pole: penalty 0 and n = d (d + 1).
+        ValueError: for sizes below 1, a negative penalty or noise, samples that are not above 0, or at the pole:
+            penalty 0 and n = d (d + 1).
 
     Source: [this book, "In-context regression"; finite n: Defilippis et al. 2024, ridge regression]
     """
@@ -70,14 +86,19 @@ def linear_transformer_error(
     if n_prompts == math.inf:
         return rest
     n = _check.integer("n_prompts", n_prompts)
-    groups = [(moments.beta, dim**2), (moments.gamma, dim)]
-    nu = effective_ridge(groups, n, penalty)
-    overlap = sum(m * e**2 / (e + nu) ** 2 for e, m in groups)
-    if overlap >= n:
+    norms = _norms(norm_samples)
+    groups = ((moments.beta, dim**2), (moments.gamma, dim))
+    nu, eta = _linear_fixed_point(groups, n, penalty, norms)
+    weight = norms / (norms + eta)  # omega
+    two = sum(m * e**2 / (e + nu) ** 2 for e, m in groups)
+    factor = two / (n * weight.mean() ** 2)  # n T_2 / T_1^2
+    left = 1 - factor * (weight**2).mean()
+    if left < ROUNDING:
         raise ValueError(
-            f"n_prompts is {n} at penalty 0, expected another number than d (d + 1): the error is infinite"
+            f"n_prompts is {n} at penalty {penalty:g}, expected another number than d (d + 1): the error is infinite"
         )
-    return (nu**2 * explained / (moments.beta + nu) ** 2 + rest) / (1 - overlap / n)
+    missed = nu**2 * explained / (moments.beta + nu) ** 2
+    return float(rest + missed + factor * (weight**2 * (rest / norms + missed)).mean() / left)
 
 
 def random_transformer_error(
@@ -230,24 +251,6 @@ def optimal_penalty(error: Callable[[float], Number], low: Number = 1e-6, high: 
     return min(max(math.exp(log_penalty), low), high), smallest
 
 
-def effective_ridge(groups: Sequence[tuple[float, int]], n: int, penalty: Number) -> float:
-    """The root nu of n - penalty / nu = sum of m e / (e + nu) over the groups (e, m); 0 if there is none above 0."""
-    from scipy.optimize import brentq
-
-    def excess(log_nu: float) -> float:
-        nu = math.exp(log_nu)
-        return n - penalty / nu - sum(m * e / (e + nu) for e, m in groups)
-
-    rank = sum(m for e, m in groups if e > 0)
-    if penalty == 0 and n >= rank:
-        return 0.0
-    high = math.log((penalty + sum(m * e for e, m in groups)) / n) + 1e-9  # excess is positive from here on
-    low = high - 1.0
-    while excess(low) > 0:
-        low -= 2.0
-    return math.exp(brentq(excess, low, high, xtol=1e-14, rtol=1e-15))
-
-
 @dataclass(frozen=True)
 class _Answer:
     """The answer's second moment, by the feature that carries it."""
@@ -337,13 +340,10 @@ def _kernel(activation: Target, dim: int, moments: Moments) -> _Kernel:
     return _Kernel(groups, residual + quadratic * (1 - focus) / 2, extra, linear + quadratic / 2 + residual)
 
 
-def _lengths(
-    activation: Target, kernel: _Kernel, samples: Tensor | np.ndarray | Sequence[Number] | None
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Samples of r, the lengths p_0(r) and p_1(r) of the features that carry the answer, and their variance v(r)."""
-    e_0, e_1 = kernel.groups[0][0], kernel.groups[1][0]
+def _norms(samples: Tensor | np.ndarray | Sequence[Number] | None) -> np.ndarray:
+    """Samples of the relative squared norm, or 1 for all prompts."""
     if samples is None:
-        return np.ones(1), (np.full(1, math.sqrt(e_0)), np.full(1, math.sqrt(e_1))), np.ones(1)
+        return np.ones(1)
     try:
         norms = np.array(_check.numbers_of("norm_samples", samples), dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -351,6 +351,17 @@ def _lengths(
     if norms.ndim != 1 or norms.size == 0 or not (np.isfinite(norms).all() and (norms > 0).all()):
         wrong = norms[~(np.isfinite(norms) & (norms > 0))]
         raise ValueError(f"norm_samples has shape {norms.shape} and holds {wrong[:3]}, expected finite numbers above 0")
+    return norms
+
+
+def _lengths(
+    activation: Target, kernel: _Kernel, samples: Tensor | np.ndarray | Sequence[Number] | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Samples of r, the lengths p_0(r) and p_1(r) of the features that carry the answer, and their variance v(r)."""
+    e_0, e_1 = kernel.groups[0][0], kernel.groups[1][0]
+    if samples is None:
+        return np.ones(1), (np.full(1, math.sqrt(e_0)), np.full(1, math.sqrt(e_1))), np.ones(1)
+    norms = _norms(samples)
     low, high = math.log(norms.min()), math.log(norms.max())
     middle, half = (low + high) / 2, (high - low) / 2 + 1e-3
     profile = _profile(activation, middle, half)
@@ -399,6 +410,23 @@ def _fixed_point(kernel: _Kernel, n: Number, k: Number, penalty: float, scale: n
         )
     nu = 0.0 if kernel.rank <= limit else _root(lambda nu: limit / kernel.overlaps(nu)[0])
     return nu, math.inf if n == math.inf else _prompt_ridge(min(limit, kernel.rank) / n, scale)
+
+
+def _linear_fixed_point(
+    groups: Sequence[tuple[float, int]], n: int, penalty: float, norms: np.ndarray
+) -> tuple[float, float]:
+    """The pair nu, eta of linear features. Without a penalty, T_1 is the smaller of n and their number."""
+
+    def one(nu: float) -> float:
+        return sum(m * e / (e + nu) for e, m in groups)
+
+    if penalty > 0:
+        nu = _root(lambda nu: _prompt_ridge(one(nu) / n, norms) * one(nu) * nu / penalty if one(nu) < n else 0.0)
+        return nu, _prompt_ridge(min(one(nu) / n, 1.0), norms)
+    rank = sum(m for _, m in groups)
+    if n < rank:
+        return _root(lambda nu: n / one(nu)), 0.0
+    return 0.0, _prompt_ridge(rank / n, norms)
 
 
 def _root(balance: Callable[[float], float]) -> float:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 
 from icl_lib import asymptotics, hermite, models, moments, prompts, sweeps, tasks
 
@@ -103,40 +104,65 @@ def test_limits(target):
     assert heavy == pytest.approx(second - hermite.expand(target, 0).coefficients[0].item() ** 2, rel=1e-8)
 
 
-def test_gaussian_features_by_brute_force():
-    """Ridge on Gaussian features with the same covariance and signal: the deterministic equivalent at d = 12."""
-    dim, length, n, penalty, noise = 12, 12, 200, 3.0, 0.2
+@pytest.mark.parametrize(("spread", "penalty"), [(0.0, 3.0), (0.8, 3.0), (0.8, 0.05)])
+def test_gaussian_features_by_brute_force(spread, penalty):
+    """Ridge on Gaussian features with the same covariance, lengths and signal, at d = 12."""
+    dim, length, n, noise = 12, 12, 200, 0.2
     m = moments.summary_moments(dim, length, target="linear", noise=noise)
     spectrum = np.array(([m.beta] * dim + [m.gamma]) * dim)
     rng, errors = np.random.default_rng(0), []
     explained = 1 / (dim * m.beta)
+    norms = np.exp(spread * rng.standard_normal(20_000))
+    norms /= norms.mean()
     for _ in range(40):
         signal = rng.standard_normal(spectrum.size) * (np.arange(spectrum.size) % (dim + 1) < dim)
         signal *= math.sqrt(explained / (signal**2 * spectrum).sum())
         rest = 1 + noise**2 - explained
-        x = rng.standard_normal((n, spectrum.size)) * np.sqrt(spectrum)
+        x = rng.standard_normal((n, spectrum.size)) * np.sqrt(spectrum * rng.choice(norms, n)[:, None])
         y = x @ signal + math.sqrt(rest) * rng.standard_normal(n)
         w = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(n), y)
         errors.append(((w - signal) ** 2 * spectrum).sum() + rest)
     mean, se = mean_and_se(errors)
-    formula = best("linear", length, dim=dim, n_prompts=n, penalty=penalty, intercept=False)
-    assert abs(mean - formula) < sweeps.deviation_limit(1, 40) * se + 2 * formula / n  # the equivalent errs by O(1/n)
+    law = {"dim": dim, "n_prompts": n, "penalty": penalty, "intercept": False}
+    formula = best("linear", length, **law, norm_samples=norms if spread else None)
+    assert abs(mean - formula) < sweeps.deviation_limit(3, 40) * se + 2 * formula / n  # the equivalent errs by O(1/n)
+    if penalty < 1:
+        assert (
+            abs(mean - best("linear", length, **law)) > sweeps.deviation_limit(3, 40) * se
+        )  # equal lengths would not do
 
 
-def test_effective_ridge_solves_its_equation():
-    for n, penalty in ((5, 0.0), (5, 1e-6), (500, 1e-9), (500, 10.0), (110, 1e-3)):
-        groups = [(0.2, 100), (0.7, 10)]
-        nu = asymptotics.effective_ridge(groups, n, penalty)
-        if penalty == 0 and n >= 110:
-            assert nu == 0.0
-        else:
-            left = n - penalty / nu - sum(m * e / (e + nu) for e, m in groups)
-            assert nu > 0 and abs(left) < 1e-9 * n
+def test_equal_lengths_are_the_first_formula():
+    for n, penalty in ((5, 0.0), (5, 1e-6), (500, 1e-9), (500, 10.0), (110, 1e-3), (2000, 0.0)):
+        m = moments.summary_moments(10, 6, target="relu", noise=0.2)
+        groups = [(m.beta, 100), (m.gamma, 10)]
+        error = best("relu", 6, dim=10, n_prompts=n, penalty=penalty)
+        assert error == pytest.approx(best("relu", 6, dim=10, n_prompts=n, penalty=penalty, norm_samples=[1.0, 1.0]))
+        nu = 0.0
+        if penalty > 0 or n < 110:
+            nu = brentq(lambda nu: n - penalty / nu - sum(m * e / (e + nu) for e, m in groups), 1e-15, 1e3, xtol=1e-16)  # noqa: B023
+        two = sum(m * e**2 / (e + nu) ** 2 for e, m in groups)
+        mean, slope = hermite.expand("relu", 1).coefficients.tolist()
+        explained = slope**4 / (10 * m.beta)
+        rest = 0.5 + 0.2**2 - mean**2 - explained
+        expected = (explained * nu**2 / (m.beta + nu) ** 2 + rest) / (1 - two / n)
+        assert error == pytest.approx(expected, rel=1e-6)
+
+
+def test_unequal_lengths_are_continuous_at_penalty_0():
+    norms = [0.2, 0.5, 1.0, 2.3]
+    for n in (20, 60):  # fewer and more prompts than features
+        law = {"n_prompts": n, "norm_samples": norms}
+        limit = best("relu", 5, **law, penalty=0.0)
+        assert best("relu", 5, **law, penalty=1e-9) == pytest.approx(limit, rel=1e-4)
 
 
 def test_pole_and_bad_input(untyped):
     with pytest.raises(ValueError, match="n_prompts is 42 at penalty 0"):
         best("linear", 5, n_prompts=42, penalty=0.0)
+    for value in ([1.0, 0.0], [math.nan], [], "r", [[1.0]]):
+        with pytest.raises(ValueError, match="norm_samples"):
+            best("linear", 5, n_prompts=30, penalty=1.0, norm_samples=value)
     for name, value in (("dim", 0), ("length", 2.5), ("n_prompts", -1), ("penalty", -1.0), ("noise", math.nan)):
         with pytest.raises(ValueError, match=name):
             arguments = {"dim": 4, "length": 5, "n_prompts": 10, "penalty": 1.0, "noise": 0.1} | {name: value}

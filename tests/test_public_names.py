@@ -21,6 +21,7 @@ PROMISED = {
     "asymptotics.random_transformer_error": (
         "* dim length n_prompts width penalty activation target noise norm_samples="
     ),
+    "asymptotics.linear_transformer_error": ("* dim length n_prompts penalty target noise intercept= norm_samples="),
     "asymptotics.optimal_penalty": "error low= high=",
     "hermite.polynomials": "x degree",
     "hermite.expand": "activation degree kinks=",
