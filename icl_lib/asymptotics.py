@@ -144,7 +144,7 @@ def random_transformer_error(
     lengths. Every prompt has its own :math:`c_i(r) = \\mathbb{E}[\\sigma(\\sqrt r g) He_i(g)]` then, and v(r) is the
     variance of :math:`\\sigma(\\sqrt r g)` over its value at r = 1. The parts :math:`B_0` and :math:`B_1` of the answer
     have the lengths :math:`a_0 = 1` and :math:`a_1 = \\sqrt r`; the features that carry them have the lengths
-    :math:`p_0 = [c_0(r)^2 + (e_0 - c_0^2) r^2]^{1/2}` and :math:`p_1 = c_1(r) (\\beta / t)^{1/2}`:
+    :math:`p_0 = [c_0(r)^2 + (e_0 - c_0^2) c_2(r)^2 / c_2^2]^{1/2}` and :math:`p_1 = c_1(r) (\\beta / t)^{1/2}`:
 
     .. math::
         \\begin{aligned}
@@ -152,7 +152,7 @@ def random_transformer_error(
         \\omega = \\frac{v}{v + \\eta} \\\\
         &\\sigma^2(r) = \\sigma^2 + \\sum_{i = 0, 1} B_i (a_i - A_i p_i)^2, \\qquad
         A_i = \\frac{\\mathbb{E}[a_i p_i / (v + \\eta)]}{\\mathbb{E}[(p_i^2 + \\nu v) / (v + \\eta)]} \\\\
-        &Q = \\frac{\\chi \\sum_i B_i e_i / (e_i + \\nu)^2 + n U T_1^{-2} \\, \\mathbb{E}[\\omega^2 \\sigma^2(r) / v]}
+        &Q = \\frac{\\chi \\sum_i B_i A_i^2 + n U T_1^{-2} \\, \\mathbb{E}[\\omega^2 \\sigma^2(r) / v]}
         {1 - n U T_1^{-2} \\, \\mathbb{E}[\\omega^2]}, \\qquad
         U = \\frac{T_1^2}{k} + \\frac{(k - T_1)^2 T_2}{k (k - T_2)} \\\\
         &e_{\\mathrm{ICL}} = \\mathbb{E}[v] \\, Q + \\mathbb{E}[\\sigma^2(r)]
@@ -195,11 +195,11 @@ def random_transformer_error(
     bias, rest = 0.0, np.full_like(scale, answer.rest)
     lengths = np.ones_like(norms), np.sqrt(norms)  # a_0 and a_1
     powers = answer.mean**2, answer.explained
-    for power, part, mean, (e, _) in zip(powers, lengths, means, kernel.groups, strict=False):
+    for power, part, mean in zip(powers, lengths, means, strict=True):
         squares = (weight * (mean**2 + nu * scale)).mean()
         fitted = (weight * part * mean).mean() / squares if squares > 0 else 0.0
         rest += power * (part - fitted * mean) ** 2
-        bias += chi * power * e / (e + nu) ** 2 if e > 0 else 0.0
+        bias += chi * power * fitted**2
     if n == math.inf:
         return float(scale.mean() * bias + rest.mean())
     variance = n * (one**2 / k + ((1 - one / k) ** 2 * two / (1 - two / k) if two < k else 0.0))  # n U
@@ -365,9 +365,10 @@ def _lengths(
     low, high = math.log(norms.min()), math.log(norms.max())
     middle, half = (low + high) / 2, (high - low) / 2 + 1e-3
     profile = _profile(activation, middle, half)
-    constant, slope, variance = np.polynomial.chebyshev.chebval((np.log(norms) - middle) / half, profile)
-    constant = np.sqrt(constant**2 + kernel.extra * norms**2)
-    (_, linear, _), _, second_moment = _head(activation)
+    constant, slope, curvature, variance = np.polynomial.chebyshev.chebval((np.log(norms) - middle) / half, profile)
+    (_, linear, quadratic), _, second_moment = _head(activation)
+    if quadratic > 0:
+        constant = np.sqrt(constant**2 + kernel.extra * curvature**2 / quadratic)
     constant[constant**2 < NEGLIGIBLE * second_moment] = 0.0
     slope *= math.sqrt(e_1 / linear) if linear > 0 else 0.0
     scale = variance / kernel.variance if kernel.variance > 0 else np.ones_like(norms)
@@ -378,7 +379,7 @@ def _lengths(
 
 @_by_name
 def _profile(activation: Target, middle: float, half: float) -> np.ndarray:
-    """c_0(r), c_1(r) and the variance as 33 Chebyshev coefficients in log r = middle ± half, shape (33, 3)."""
+    """c_0(r), c_1(r), c_2(r) and the variance as 33 Chebyshev coefficients in log r = middle ± half, shape (33, 4)."""
     sigma = hermite.activation(activation)
     nodes = np.cos((np.arange(33) + 0.5) * (math.pi / 33))
     rows = []
@@ -386,10 +387,10 @@ def _profile(activation: Target, middle: float, half: float) -> np.ndarray:
 
         def powers(g: Tensor, scale: float = scale) -> Tensor:
             value = sigma(scale * g)
-            return torch.stack([value, value * g, value**2])
+            return torch.stack([value, value * g, value * (g**2 - 1), value**2])
 
-        mean, slope, square = hermite.gaussian_mean(powers, tuple(kink / scale for kink in sigma.kinks)).tolist()
-        rows.append((mean, slope, square - mean**2))
+        means = hermite.gaussian_mean(powers, tuple(kink / scale for kink in sigma.kinks)).tolist()
+        rows.append((*means[:3], means[3] - means[0] ** 2))
     return np.polynomial.chebyshev.chebfit(nodes, np.array(rows), 32)
 
 
