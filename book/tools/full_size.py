@@ -27,7 +27,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared error; the libr
 HEADS = ("relu", "tanh")
 DEGREES = (2, 4)
 TEST = 4000
-LARGEST = {0.1: 4.0, 0.25: 4.0, 0.5: 4.0, 1.0: 1.0}  # largest k / n for each n / d^2
+SIZES = {0.1: (4.0, 32), 0.25: (4.0, 20), 0.5: (4.0, 8), 1.0: (1.0, 8)}  # n / d^2: largest k / n, runs
 
 
 def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]:
@@ -65,18 +65,24 @@ def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]
     return errors
 
 
-def store(name: str, points: list[dict[str, Any]], seeds: int, jobs: int | None) -> None:
-    """Run an experiment over its grid and write it as a long table; rows of other sizes stay, with their provenance."""
+def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> None:
+    """Run an experiment at one size and put its rows into the long table, with their provenance beside it."""
     started = time.time()
-    frame = sweeps.run(equivalence, points, seeds, store=ROOT / ".icl_store" / name, n_jobs=jobs, progress=True)
-    keys = [*points[0], "seed"]
+    frame = sweeps.run(equivalence, [point], seeds, store=ROOT / ".icl_store" / name, n_jobs=jobs, progress=True)
+    keys = [*point, "seed"]
     long = frame.melt(id_vars=[*keys, "null"], var_name="model", value_name="error").dropna()
     long[["head", "variant", "width_ratio", "penalty"]] = long.pop("model").str.split("|", expand=True).to_numpy()
     long = long[[*keys, "head", "variant", "width_ratio", "penalty", "null", "error"]]
-    sizes = [point["n"] for point in points]
+    table, about = DATA / f"{name}.csv", DATA / f"{name}.json"
+    provenance = {
+        "function": f"{Path(__file__).name}:{equivalence.__name__}",
+        "setting": "target relu, as many examples as dimensions, noise 0.01; penalty of the mean squared error",
+        "runs": json.loads(about.read_text())["runs"] if about.exists() else [],
+    }
+    others = [run for run in provenance["runs"] if run["n"] != point["n"]]
     run = {
-        "n": sizes,
-        "command": "python book/tools/full_size.py",
+        "n": point["n"],
+        "command": f"python book/tools/full_size.py --seeds {seeds}",
         "seeds": seeds,
         "rows": len(long),
         "seconds": round(time.time() - started),
@@ -84,29 +90,23 @@ def store(name: str, points: list[dict[str, Any]], seeds: int, jobs: int | None)
         "python": platform.python_version(),
         "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
     }
-    table, about = DATA / f"{name}.csv", DATA / f"{name}.json"
-    runs = [run]
+    provenance["runs"] = sorted([*others, run], key=lambda run: run["n"])
     if table.exists():
         old = pd.read_csv(table)
-        others = old[~old.n.isin(sizes)]
-        long = pd.concat([others, long.astype(old.dtypes)])
-        runs = [r for r in json.loads(about.read_text())["runs"] if not set(r["n"]) <= set(sizes)] + runs
+        long = pd.concat([old[old.n != point["n"]], long.astype(old.dtypes)]).sort_values("n", kind="stable")
     long.to_csv(table, index=False, float_format="%.6g")
-    provenance = {
-        "function": f"{Path(__file__).name}:{equivalence.__name__}",
-        "setting": "target relu, as many examples as dimensions, noise 0.01; penalty of the mean squared error",
-        "runs": runs,
-    }
     about.write_text(json.dumps(provenance, indent=2) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=None, help="worker processes; one by default")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=None, help="runs a size; more at small sizes by default")
     parser.add_argument("--dim", type=int, default=80)
-    parser.add_argument("--ratios", type=float, nargs="+", default=list(LARGEST), help="values of n / d^2 to run")
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(SIZES), help="values of n / d^2 to run")
     options = parser.parse_args()
     d = options.dim
-    grid = [{"dim": d, "n": round(ratio * d**2), "largest": LARGEST[ratio]} for ratio in options.ratios]
-    store(f"equivalence_d{d}", grid, options.seeds, options.jobs)
+    for ratio in options.ratios:
+        largest, runs = SIZES[ratio]
+        size = {"dim": d, "n": round(ratio * d**2), "largest": largest}
+        store(f"equivalence_d{d}", size, options.seeds or runs, options.jobs)
