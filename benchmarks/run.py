@@ -184,12 +184,13 @@ def show_equivalence_memory() -> bool:
 
 
 def peak_megabytes(program: str) -> float:
-    """Peak memory of a fresh Python process that runs a program."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3
+    """Peak memory of a fresh Python process that runs a program, without what it inherits from this one."""
     before = "import torch; torch.set_num_threads(1); "
-    after = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    after = "; print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    if sys.platform != "linux":
+        after = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     done = subprocess.run([sys.executable, "-c", before + program + after], check=True, capture_output=True, text=True)
-    return int(done.stdout) / unit
+    return float(done.stdout) / 1e3
 
 
 def import_seconds(statement: str) -> float:

@@ -136,7 +136,7 @@ def solve(
         if eigen is not None:
             yield _spectral(eigen.eigenvalues, eigen.eigenvectors, penalty)
             return
-        if gram.dtype == torch.float32 and penalty > COARSE * size:
+        if penalty > COARSE * size:
             yield from _cholesky(gram, penalty, torch.float32)
         yield from _cholesky(gram, penalty, torch.float64)
 
