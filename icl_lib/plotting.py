@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from icl_lib.sweeps import largest_deviation
 
-__all__ = ["COLOURS", "MARKERS", "baseline", "compare", "control", "log_axis", "simulation", "theory"]
+__all__ = ["COLOURS", "MARKERS", "baseline", "compare", "control", "log_axis", "simulation", "stored", "theory"]
 
 # The colours of Okabe and Ito that read well on white, in the order of the book's style file.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
