@@ -1,11 +1,12 @@
 """The claims of the chapter on one gradient step, at small sizes and with random numbers of their own."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, optimize
+from scipy import integrate, optimize, stats
 from torch import Tensor
 from zscore import assert_mean
 
@@ -35,6 +36,53 @@ def world(dim: int, theta: float, noise: float = 0.01, axis: int = 0) -> tuple[T
     block = ((1 - 1 / dim) * c1**2 + q / dim) * share + m2 / dim
     zero = torch.zeros(1, dtype=torch.float64)
     return torch.cat([c1**2 * share, zero]), torch.cat([block, zero + known.gamma]), m2, q
+
+
+def narrow_world(dim: int, theta: float, variance: float) -> tuple[Tensor, Tensor, float]:
+    """Diagonals (dim, dim + 1) of S and T, and m_2, for inputs of another variance on the spike axis, by integrals.
+
+    With s the standard deviation of what the target sees, relu(s g) = s relu(g), so that the moments of the labels
+    given the task are polynomials in s.
+    """
+    noise, m = 0.01, (2 * math.pi) ** -0.5
+    beta = stats.beta(0.5, (dim - 1) / 2)
+
+    def mean(f: Callable[[float, float], float]) -> float:
+        """The mean of f(u_1^2, s) over the tasks."""
+
+        def integrand(x: float) -> float:  # the angle removes the root at 0
+            first = (1 + theta) * math.sin(x) ** 2 / (1 + theta * math.sin(x) ** 2)
+            density = beta.pdf(math.sin(x) ** 2) * 2 * math.sin(x) * math.cos(x)
+            return float(f(first, math.sqrt(1 - (1 - variance) * first)) * density)
+
+        return float(integrate.quad(integrand, 0, math.pi / 2)[0])
+
+    def power(s: float, order: int) -> float:
+        """E[(relu(s g) - m)^order]."""
+        half = [1.0, m, 0.5, 2 * m, 1.5]  # E[relu(g)^j]
+        return sum(math.comb(order, j) * s**j * half[j] * (-m) ** (order - j) for j in range(order + 1))
+
+    def second(s: float) -> float:
+        return power(s, 2) + noise**2
+
+    def fourth(s: float) -> float:
+        return power(s, 4) + 6 * noise**2 * power(s, 2) + 3 * noise**4
+
+    sigma = torch.ones(dim, dtype=torch.float64)
+    sigma[0] = variance
+    sides = torch.full((dim,), 1 / (dim - 1), dtype=torch.float64)  # all other axes are alike
+
+    def along(f: Callable[[float], float]) -> Tensor:
+        """The means of f(s) u_i^2, times Sigma_ii^2."""
+        values = sides * mean(lambda a, s: f(s) * (1 - a))
+        values[0] = mean(lambda a, s: f(s) * a)
+        return values * sigma**2
+
+    signal, excess = along(lambda s: 0.25), along(lambda s: 1 - 1 / (math.pi * s))
+    m2 = mean(lambda _, s: second(s))
+    last = (1 - 1 / dim) * mean(lambda _, s: second(s) ** 2) + mean(lambda _, s: fourth(s)) / dim
+    block = torch.cat([(1 - 1 / dim) * signal + (excess + m2 * sigma) / dim, torch.tensor([last])])
+    return torch.cat([torch.diag(signal), torch.zeros(dim, 1)], 1), torch.outer(sigma, block), m2
 
 
 def draw(n: int, g: torch.Generator, theta: float = 0.0, target: Target = centred) -> prompts.Summaries:
@@ -188,29 +236,56 @@ def test_twin_after_the_step() -> None:
     assert falls(ratio[:, 0, 0] - ratio[:, 2, 0]) and falls(ratio[:, 0, 1] - ratio[:, 2, 1])
 
 
-def test_mixture() -> None:
+@pytest.mark.parametrize("variance", [1.0, 0.25])
+def test_moments_of_narrow_inputs(variance: float) -> None:
+    dim = 6
+    signal, second, m2 = narrow_world(dim, 2.0 * dim, variance)
+    if variance == 1:
+        known = world(dim, 2.0 * dim)
+        assert torch.allclose(signal, torch.diag(known[0])[:dim]) and torch.allclose(second, known[1].expand(dim, -1))
+    prior = tasks.TaskPrior(dim, tasks.spiked_covariance(dim, 2 * dim))
+    source = prompts.Source(prior, centred, 0.01, tasks.spiked_covariance(dim, variance - 1))
+    p = source.sample(40000, dim, generator=torch.Generator().manual_seed(2))
+    assert_mean(p.answer[:, None] * p.features(), signal.flatten())
+    assert_mean(p.features() ** 2, second.flatten())
+    assert_mean(p.answer**2, m2)
+
+
+@pytest.mark.parametrize("kind", ["another axis", "noisy labels", "narrow inputs"])
+def test_mixture(kind: str) -> None:
     dim, n, lam = 8, 256, 0.03
-    parts = [world(dim, 2.0 * dim, noise, axis) for noise, axis in ((0.01, 0), (0.7, 1))]
+    noise, axis, variance = {
+        "another axis": (0.01, 1, 1.0),
+        "noisy labels": (0.7, 0, 1.0),
+        "narrow inputs": (0.01, 0, 0.25),
+    }[kind]
+    other = world(dim, 2.0 * dim, noise, axis)
+    parts = [narrow_world(dim, 2.0 * dim, 1.0)]
+    if variance < 1:
+        parts.append(narrow_world(dim, 2.0 * dim, variance))
+    else:
+        parts.append((torch.diag(other[0])[:dim], other[1].expand(dim, -1), other[2]))
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    signal, second = (torch.stack([part[i] for part in parts]) for i in (0, 1))
+    signal, second = (torch.stack([part[i].flatten() for part in parts]) for i in (0, 1))
     m2, leverage = torch.tensor([part[2] for part in parts], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for _ in range(300):
         inverse = 1 / ((weights / (1 + leverage)) @ second + lam)
-        leverage = dim * second @ inverse / n
+        leverage = second @ inverse / n
     mean = inverse * ((weights / (1 + leverage)) @ signal)
-    spill = dim / n * (second * inverse) @ (second * inverse).T * weights / (1 + leverage) ** 2
+    spill = (second * inverse) @ (second * inverse).T / n * weights / (1 + leverage) ** 2
     expected = torch.linalg.solve(torch.eye(2).double() - spill, m2 - 2 * signal @ mean + second @ mean**2)
+    sources = []
+    for z, (delta, i, v) in zip(weights.tolist(), ((0.01, 0, 1.0), (noise, axis, variance)), strict=True):
+        prior = tasks.TaskPrior(dim, tasks.spiked_covariance(dim, 2 * dim, torch.eye(dim)[i]))
+        sources.append(prompts.Source(prior, centred, delta, tasks.spiked_covariance(dim, v - 1), share=z))
     rows = []
-    for seed in range(24):
+    for seed in range(RUNS):
         g = torch.Generator().manual_seed(400 + seed)
-        sources = []
-        for i, noise in enumerate((0.01, 0.7)):
-            prior = tasks.TaskPrior(dim, tasks.spiked_covariance(dim, 2 * dim, torch.eye(dim)[i]))
-            sources.append(prompts.Source(prior, centred, noise, share=weights[i].item()))
         fit = models.LinearTransformer().fit(prompts.sample_mixture(sources, n, dim, generator=g), lam * n)
-        tests = [source.sample(4000, dim, generator=g) for source in sources]
-        rows.append([models.icl_error(fit.predict(s), s.answer).item() for s in tests])
-    assert_mean(torch.tensor(rows), expected)
+        assert fit.gamma is not None
+        found = fit.gamma.flatten()
+        rows.append(m2 - 2 * signal @ found + second @ found**2)  # moments checked by the tests above
+    assert_mean(torch.stack(rows), expected)
 
 
 def test_digits() -> None:
