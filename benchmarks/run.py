@@ -33,8 +33,7 @@ def seconds(run: Run) -> float:
 
 def compare(name: str, ours: Run, plain: Run, least: float = 0.0, repetitions: int = REPETITIONS) -> bool:
     """Print one row: medians of both, and the ratio of neighbouring runs; True if its median reaches ``least``."""
-    if repetitions == REPETITIONS:
-        ours(), plain()
+    ours(), plain()
     pairs = [(seconds(ours), seconds(plain)) for _ in range(repetitions)]
     ratios = sorted(b / a for a, b in pairs)
     mine, theirs = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))

@@ -17,6 +17,7 @@ __all__ = ["ridge", "ridge_path"]
 EIGEN_FROM = 13  # from so many penalties on, one eigendecomposition is cheaper than a Cholesky factor for each
 COARSE = 2e-7  # a float32 factor is refined fast for penalties above so many traces
 REFINEMENTS = 8
+TINY = 1e-300
 ROWS = 2048  # rows of float32 features that are widened to float64 at a time
 
 
@@ -164,7 +165,12 @@ def _cholesky(gram: Tensor, penalty: Number, dtype: torch.dtype) -> Iterator[Cal
     if not info.any():  # two triangular solves: torch.cholesky_solve would copy the factor at each call
         half = partial(torch.linalg.solve_triangular, factor, upper=False)
         rest = partial(torch.linalg.solve_triangular, factor.mT, upper=True)
-        yield lambda v: rest(half(v.to(dtype)[..., None]))[..., 0].double()
+
+        def inverse(v: Tensor) -> Tensor:
+            size = v.abs().amax(-1, keepdim=True).clamp_min(TINY)  # float32 ends at 1e-38, residuals do not
+            return rest(half((v / size).to(dtype)[..., None]))[..., 0].double() * size
+
+        yield inverse
 
 
 def _spectral(values: Tensor, vectors: Tensor, penalty: Number) -> Callable[[Tensor], Tensor]:

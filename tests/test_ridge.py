@@ -151,3 +151,11 @@ def test_arguments_are_left_as_they_were(generator):
     before = x.clone(), y.clone()
     ridge_path(x, y, FEW)
     assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-60, 1e-35, 1e60])
+def test_tiny_and_huge_targets_keep_their_digits(dtype, scale, generator):
+    x = torch.randn(30, 12, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randn(30, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(ridge(x, scale * y, 2.0) / scale, ridge(x, y, 2.0), rtol=1e-10, atol=0)

@@ -82,7 +82,7 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
     others = [run for run in provenance["runs"] if run["n"] != point["n"]]
     run = {
         "n": point["n"],
-        "command": f"python book/tools/full_size.py --seeds {seeds}",
+        "command": f"python book/tools/full_size.py --ratios {point['n'] / point['dim'] ** 2:g} --seeds {seeds}",
         "seeds": seeds,
         "rows": len(long),
         "seconds": round(time.time() - started),
