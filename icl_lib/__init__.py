@@ -10,6 +10,8 @@ Each module holds one idea; ``import icl_lib`` loads none of them until it is us
 :mod:`icl_lib.prompts`       what a model sees: prompts, and the exact sampler of their summaries
 :mod:`icl_lib.models`        what predicts: linear and random Transformers and the Hermite twin
 :mod:`icl_lib.asymptotics`   closed-form errors: plain numbers in, plain numbers out
+:mod:`icl_lib.dynamics`      learning dynamics: closed forms, exact flows, population losses
+:mod:`icl_lib.training`      gradient descent of the full linear Transformer, many runs at once
 :mod:`icl_lib.sweeps`        Monte Carlo experiments: grid times seeds, progress, resume
 :mod:`icl_lib.plotting`      theory line and simulation dots in one style
 :mod:`icl_lib.chapter`       what every chapter of the book shares
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "asymptotics",
     "chapter",
+    "dynamics",
     "hermite",
     "models",
     "moments",
@@ -33,6 +36,7 @@ __all__ = [
     "ridge",
     "sweeps",
     "tasks",
+    "training",
 ]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from icl_lib import chapter, hermite, models, moments, plotting, prompts, ridge, sweeps, tasks
+from icl_lib import chapter, dynamics, hermite, models, moments, plotting, prompts, ridge, sweeps, tasks, training
 
 pytestmark = pytest.mark.usefixtures("untyped")
 
@@ -19,7 +19,8 @@ B, INPUTS, LABELS = X.new_ones(4, 4), X.new_ones(4, 2, 3), X.new_ones(4, 2)
 NAN, INF = X.clone(), X.clone()
 NAN[0, 0], INF[1, 1] = math.nan, math.inf
 HALF, INTEGERS, EMPTY = X.half(), X.long(), torch.ones(0, 3, dtype=D)
-ARRAY = np.ones((4, 3))
+ARRAY, EYE = np.ones((4, 3)), torch.eye(3, dtype=D)
+VALUE, QUERY = X.new_ones(2, 3, 6), X.new_ones(2, 6, 3)
 ASYMMETRIC, INDEFINITE = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.diag(torch.tensor([1.0, -1.0]))
 
 
@@ -74,6 +75,23 @@ def value(seed, **point):
 
 def table(**columns):
     return pd.DataFrame({"a": [0, 0, 1, 1], "value": [1.0, 2.0, 3.0, 4.0]} | columns)
+
+
+def modes(eigenvalues=(1.0, 0.5), length=4, **changes):
+    return dynamics.LinearDynamics(eigenvalues, length, **changes)
+
+
+def heads(t=(0.0, 1.0), v0=Y[:2], k0=X[:2], q0=X[:2]):
+    return dynamics.SeparateHeads([1.0, 0.5, 0.2], 4).flow(t, v0, k0, q0)
+
+
+def loss(p=EYE, q=EYE, function=dynamics.population_loss, **changes):
+    return function(p, q, **({"covariance": EYE, "length": 4, "tasks": "gaussian"} | changes))
+
+
+def train(rows=EYE, value=VALUE, query=QUERY, **changes):
+    settings = {"covariance": EYE, "length": 4, "learning_rate": 1e-3, "n_steps": 2, "batch": 1}
+    return training.train(rows, value, query, **(settings | {"generator": generator()} | changes))
 
 
 Calls = list[tuple[Callable[[], object], str]]
@@ -301,6 +319,99 @@ MODELS: Calls = [
     (lambda: network().hermite_twin(2).predict(summaries()), "not trained, expected a call of fit"),
 ]
 
+DYNAMICS: Calls = [
+    *[
+        (lambda v=v: modes(v), message)
+        for v, message in (
+            ([1.0, 0.0], "eigenvalues hold 0, expected numbers above 0"),
+            ([-1.0], "eigenvalues hold -1, expected numbers above 0"),
+            ([1.0, math.nan], "eigenvalues is [1.0, nan], expected finite numbers"),
+            ([], "eigenvalues is [], expected finite numbers"),
+            ("ab", "eigenvalues is 'ab', expected numbers"),
+            (None, "eigenvalues is None, expected finite numbers"),
+            (1.0, "eigenvalues has shape (), expected (d,)"),
+            (X, "eigenvalues has shape (4, 3), expected (d,)"),
+        )
+    ],
+    *[
+        (lambda v=v: modes(length=v), f"length is {v!r}, expected an integer of at least 1")
+        for v in (0, 2.5, "3", None)
+    ],
+    *integers("n_tasks", lambda v: modes(n_tasks=v)),
+    *numbers("learning_rate", lambda v: modes(learning_rate=v), low=0.0),
+    *[(lambda v=v: modes().half_time(v), "expected numbers between 0 and the limits") for v in (0.0, -0.1, 5.0)],
+    (lambda: modes().logistic(-1.0, 0.1), "t holds -1, expected times of at least 0"),
+    (lambda: modes().logistic(math.nan, 0.1), "t is nan, expected finite numbers"),
+    (lambda: modes().logistic(1.0, -0.1), "a0 is [-0.1, -0.1], expected numbers of at least 0"),
+    (lambda: modes().logistic(1.0, [0.1, 0.2, 0.3]), "a0 has shape (3,), expected () or (2,)"),
+    (lambda: modes().modes(1.0, math.inf, 0.1), "p0 is inf, expected finite numbers"),
+    (lambda: modes().modes(1.0, 0.1, Y), "q0 has shape (4,), expected () or (2,)"),
+    *[
+        (lambda v=v: modes().flow(v, 0.1, 0.1), "expected increasing times of at least 0, shape (times,)")
+        for v in ([1.0, 1.0], [2.0, 1.0], [-1.0, 1.0], [[1.0]], 1.0)
+    ],
+    (lambda: modes().flow([1.0], math.nan, 0.1), "p0 is nan, expected finite numbers"),
+    (lambda: modes().loss(Y, Y), "p has shape (4,), expected (..., 2)"),
+    (lambda: modes().loss(1.0, 1.0), "p has shape (), expected (..., 2)"),
+    (lambda: modes().paper_loss([0.1]), "a has shape (1,), expected (..., 2)"),
+    *tensors("p", loss),
+    *tensors("q", lambda v: loss(q=v))[2:],
+    *tensors("p", lambda v: loss(v, function=dynamics.population_gradient)),
+    (lambda: loss(X), "p has shape (4, 3), expected (..., 3, 3)"),
+    (lambda: loss(covariance=X), "covariance has shape (4, 3), expected (3, 3)"),
+    (lambda: loss(query_covariance=X), "query_covariance has shape (4, 3), expected (3, 3)"),
+    (lambda: loss(tasks="goe"), "tasks is 'goe', expected one of gaussian, symmetric or a tensor"),
+    (lambda: loss(tasks=X[:, :2]), "tasks has shape (4, 2), expected (K, 3, 3)"),
+    *integers("n_tasks", lambda v: loss(n_tasks=v)),
+    *integers("length", lambda v: loss(length=v)),
+    *numbers("noise", lambda v: loss(noise=v), low=-0.1),
+    *tensors("matrix", lambda v: dynamics.SeparateHeads([1.0, 0.5], 4).loss(v))[2:],
+    (lambda: heads(v0=X), "v0 has shape (4, 3), expected (heads)"),
+    (lambda: heads(k0=X), "k0 has shape (4, 3), expected (2, 3)"),
+    (lambda: heads(q0=X), "q0 has shape (4, 3), expected (2, 3)"),
+    (lambda: heads(t=[1.0, 0.0]), "expected increasing times of at least 0"),
+]
+
+TRAINING: Calls = [
+    *tensors("tasks", train)[:3],
+    *tensors("value", lambda v: train(value=v))[2:],
+    *tensors("query", lambda v: train(query=v))[2:],
+    (lambda: train(value=EYE.new_ones(2, 3, 5)), "value has shape (2, 3, 5), expected (2, 3, 6)"),
+    (lambda: train(query=EYE.new_ones(1, 6, 3)), "query has shape (1, 6, 3), expected (2, 6, 3)"),
+    (lambda: train(covariance=X), "covariance has shape (4, 3), expected (3, 3)"),
+    (lambda: train(lambda g: EYE[:, :2]), "tasks has shape (3, 2), expected (K, 3, 3)"),
+    (lambda: train(EYE.expand(4, 5, 3, 3)), "tasks has shape (4, 5, 3, 3), expected (2, K, 3, 3)"),
+    *integers("length", lambda v: train(length=v)),
+    *integers("batch", lambda v: train(batch=v)),
+    *integers("n_steps", lambda v: train(n_steps=v)),
+    *integers("every", lambda v: train(every=v)),
+    *numbers("learning_rate", lambda v: train(learning_rate=v), low=0.0),
+    *numbers("noise", lambda v: train(noise=v), low=-0.1),
+    *generators(lambda v: train(generator=v)),
+    (lambda: train(frozen=["p1"]), "frozen holds ['p1'], expected names among P1, P2, Q1, Q2"),
+    (lambda: train(learning_rate=1e3, n_steps=40), "expected a smaller one: weights diverge by step"),
+    (lambda: train().strengths(X), "basis has shape (4, 3), expected (3, 3)"),
+    *tensors("prompt", lambda v: training.attention_output(v, EYE, EYE, 2)),
+    (lambda: training.attention_output(EYE, X, EYE, 2), "value has shape (4, 3), expected (3, 3)"),
+    (lambda: training.attention_output(EYE, EYE, X, 2), "query has shape (4, 3), expected (3, 3)"),
+    *integers("length", lambda v: training.attention_output(EYE, EYE, EYE, v)),
+    *integers("dim", lambda v: training.sample_covariances(v, 2, generator=generator())),
+    *integers("length", lambda v: training.sample_covariances(2, v, generator=generator())),
+    *generators(lambda v: training.sample_covariances(2, 2, generator=v)),
+    (lambda: training.sample_covariances(2, 2, generator=generator(), dtype=torch.float16), "dtype is torch.float16"),
+    *integers("n_tasks", lambda v: training.antithetic_tasks(v, 2, generator=generator())),
+    *integers("dim", lambda v: training.antithetic_tasks(4, v, generator=generator())),
+    *generators(lambda v: training.antithetic_tasks(4, 2, generator=v)),
+    (
+        lambda: training.antithetic_tasks(5, 2, generator=generator()),
+        "n_tasks is 5, expected an even number of",
+    ),
+    (
+        lambda: training.antithetic_tasks(2, 2, generator=generator()),
+        "n_tasks is 2, expected an even number of",
+    ),
+]
+
 CHAPTER: Calls = [
     (lambda: chapter.start("", seed=0), "slug is '', expected"),
     (lambda: chapter.start(3, seed=0), "slug is 3, expected"),
@@ -386,6 +497,8 @@ TABLES = {
     "prompts": PROMPTS,
     "models": MODELS,
     "mixtures": MIXTURES,
+    "dynamics": DYNAMICS,
+    "training": TRAINING,
     "chapter": CHAPTER,
     "sweeps": SWEEPS,
     "plotting": PLOTTING,
@@ -417,6 +530,7 @@ def test_good_input_of_the_table_is_accepted() -> None:
     """The calls fail for what each case changes, not for what the cases share."""
     assert len(sample()) == len(sample(sampler=prompts.sample_prompts).summaries()) == 4
     make_summaries(), make_prompts(), claim(at_most=1.0)
+    modes().flow([0.0, 1.0], 0.1, 0.1), heads(), loss(), loss(function=dynamics.population_gradient), train()
     linear().fit(summaries(), 1.0).predict(summaries())
     network().fit(summaries(), 1.0).predict(summaries())
     ridge.ridge(X, Y, 1.0)

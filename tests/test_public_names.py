@@ -53,6 +53,24 @@ PROMISED = {
     "models.RandomTransformer.gradient": "self summaries * readout",
     "models.RandomTransformer.gradient_step": "self summaries rate * readout=",
     "models.HermiteTwin": "parent degree",
+    "dynamics.LinearDynamics": "eigenvalues length n_tasks= learning_rate=",
+    "dynamics.LinearDynamics.half_time": "self a0",
+    "dynamics.LinearDynamics.logistic": "self t a0",
+    "dynamics.LinearDynamics.modes": "self t p0 q0",
+    "dynamics.LinearDynamics.flow": "self t p0 q0",
+    "dynamics.LinearDynamics.loss": "self p q",
+    "dynamics.LinearDynamics.paper_loss": "self a",
+    "dynamics.LinearDynamics.minimum": "self",
+    "dynamics.SeparateHeads": "eigenvalues length",
+    "dynamics.SeparateHeads.flow": "self t v0 k0 q0",
+    "dynamics.population_loss": "p q * covariance length tasks n_tasks= query_covariance= noise=",
+    "dynamics.population_gradient": "p q law",
+    "training.train": (
+        "tasks value query * covariance length learning_rate n_steps batch generator every= noise= frozen="
+    ),
+    "training.attention_output": "prompt value query length",
+    "training.sample_covariances": "dim length shape= * generator dtype=",
+    "training.antithetic_tasks": "n_tasks dim * generator",
     "models.icl_error": "predictions answers",
 }
 

@@ -62,3 +62,24 @@ def test_other_seeds_agree_with_the_stored_means(table, full_size):
         spread = np.sqrt(new.var(ddof=1) / len(new) + old.var(ddof=1) / len(old))
         scores.append((new.mean() - old.mean()) / spread)
     assert len(scores) > 70 and np.abs(scores).max() < deviation_limit(len(scores), 8)
+
+
+def test_stored_training_is_complete_and_other_seeds_agree(full_size, monkeypatch):
+    """Eight new seeds of the first 125 steps on Gaussian tasks, at five records of four modes."""
+    folder = resources.files("icl_lib.data")
+    with resources.as_file(folder / "dynamics.csv") as path:
+        table = pd.read_csv(path)
+    about = json.loads((folder / "dynamics.json").read_text())
+    assert about["rows"] == len(table) and about["sizes"] == full_size.RUNS and not table.isna().any(axis=None)
+    assert (table.runs == about["seeds"]).all() and about["seeds"] >= 16
+    for setting, rows in table.groupby("setting"):
+        assert len(rows) == rows.step.nunique() * full_size.RUNS[setting]["dim"]
+        assert rows.step.max() == full_size.RUNS[setting]["steps"]
+    monkeypatch.setattr(full_size, "RECORDS", 5)
+    monkeypatch.setitem(full_size.RUNS, "generic", full_size.RUNS["generic"] | {"steps": 125})
+    fresh = pd.DataFrame([full_size.learning("generic", seed) for seed in range(100, 108)])
+    stored = table[(table.setting == "generic") & (table.step > 0) & (table.step <= 125)]
+    new = fresh[[f"strength|{step}|{mode}" for step, mode in zip(stored.step, stored["mode"], strict=True)]]
+    spread = np.sqrt(new.var(ddof=1).to_numpy() / len(new) + stored.strength_se.to_numpy() ** 2)
+    scores = (new.mean().to_numpy() - stored.strength.to_numpy()) / spread
+    assert len(scores) == 20 and np.abs(scores).max() < deviation_limit(len(scores), 8)

@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
-from icl_lib import hermite, models, prompts, sweeps, tasks
+from icl_lib import hermite, models, prompts, sweeps, tasks, training
 from icl_lib.ridge import ridge_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,57 @@ HEADS = ("relu", "tanh")
 DEGREES = (2, 4)
 TEST = 4000
 SIZES = {0.1: (4.0, 32), 0.25: (4.0, 20), 0.5: (4.0, 8), 1.0: (1.0, 8)}  # n / d^2: largest k / n, runs
+
+# Learning dynamics: dimension, smallest eigenvalue (the largest is 1, the others between in geometric steps), examples,
+# size of the start, steps, and prompts per task; 16 tasks, and a step size 1 / T_1 of 0.02 throughout.
+RUNS: dict[str, dict[str, Any]] = {
+    "all-blocks": {"dim": 4, "smallest": 0.4, "length": 64, "start": 0.05, "steps": 2500, "batch": 32},
+    "long": {"dim": 4, "smallest": 0.4, "length": 2048, "start": 0.1, "steps": 1600, "batch": 64},
+    "short": {"dim": 6, "smallest": 0.3, "length": 8, "start": 0.1, "steps": 3000, "batch": 32},
+    "generic": {"dim": 4, "smallest": 0.4, "length": 32, "start": 0.1, "steps": 1000, "batch": 32},
+}
+N_TASKS = 16
+STEP_SIZE = 0.02
+RECORDS = 40  # recorded steps of a run
+
+
+def learning(setting: str, seed: int) -> dict[str, float]:
+    """Strengths of the modes in one run of gradient descent; columns `path|step|mode`.
+
+    Aligned and balanced starts with empty null blocks, and whitened antithetic diagonal tasks, which stay the same;
+    but "all-blocks" starts all four blocks with normal entries, and "generic" draws Gaussian tasks anew at each step.
+    """
+    size, g = RUNS[setting], torch.Generator().manual_seed(seed)
+    d, steps = size["dim"], size["steps"]
+    value, query = torch.zeros(1, d, 2 * d, dtype=torch.float64), torch.zeros(1, 2 * d, d, dtype=torch.float64)
+    value[:, :, d:] = query[:, :d] = size["start"] * torch.eye(d)
+    if setting == "all-blocks":
+        value.normal_(generator=g).mul_(size["start"]), query.normal_(generator=g).mul_(size["start"])
+    fixed = training.antithetic_tasks(N_TASKS, d, generator=g)
+
+    def fresh(generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(N_TASKS, d, d, generator=generator, dtype=torch.float64)
+
+    run = training.train(
+        fresh if setting == "generic" else fixed,
+        value,
+        query,
+        covariance=torch.from_numpy(np.diag(np.geomspace(1, size["smallest"], d))),
+        length=size["length"],
+        learning_rate=STEP_SIZE / N_TASKS,
+        n_steps=steps,
+        batch=size["batch"],
+        generator=g,
+        every=steps // RECORDS,
+    )
+    null = (run.p1.diagonal(dim1=-2, dim2=-1) * run.q2.diagonal(dim1=-2, dim2=-1))[:, 0]
+    paths = {"strength": run.strengths()[:, 0], "null": null}
+    return {
+        f"{path}|{step}|{mode}": values[time, mode].item()
+        for path, values in paths.items()
+        for time, step in enumerate(run.steps.tolist())
+        for mode in range(d)
+    }
 
 
 def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]:
@@ -80,9 +132,10 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
         "runs": json.loads(about.read_text())["runs"] if about.exists() else [],
     }
     others = [run for run in provenance["runs"] if run["n"] != point["n"]]
+    ratio = point["n"] / point["dim"] ** 2
     run = {
         "n": point["n"],
-        "command": f"python book/tools/full_size.py --ratios {point['n'] / point['dim'] ** 2:g} --seeds {seeds}",
+        "command": f"python book/tools/full_size.py --only equivalence --ratios {ratio:g} --seeds {seeds}",
         "seeds": seeds,
         "rows": len(long),
         "seconds": round(time.time() - started),
@@ -98,15 +151,49 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
     about.write_text(json.dumps(provenance, indent=2) + "\n")
 
 
+def store_learning(seeds: int, jobs: int | None) -> None:
+    """Run gradient descent in every setting, and store means and standard errors over the runs."""
+    started, rows = time.time(), []
+    for setting in RUNS:
+        point = [{"setting": setting}]
+        frame = sweeps.run(learning, point, seeds, store=ROOT / ".icl_store" / "learning", n_jobs=jobs, progress=True)
+        frame = frame.drop(columns=["setting", "seed"])
+        frame.columns = pd.MultiIndex.from_tuples([tuple(name.split("|")) for name in frame.columns])
+        for (step, mode), runs in frame.T.groupby(level=[1, 2], sort=False):
+            row: dict[str, Any] = {"setting": setting, "step": int(str(step)), "mode": int(str(mode))}
+            for path in ("strength", "null"):
+                values = runs.loc[path].to_numpy()
+                row |= {path: values.mean(), f"{path}_se": values.std(ddof=1) / seeds**0.5}
+            rows.append(row | {"runs": seeds})
+    table = pd.DataFrame(rows)
+    table.to_csv(DATA / "dynamics.csv", index=False, float_format="%.6g")
+    about = {
+        "function": f"{Path(__file__).name}:{learning.__name__}",
+        "setting": f"{N_TASKS} tasks, 1 / T_1 = {STEP_SIZE}; eigenvalues from 1 to the smallest in geometric steps",
+        "sizes": RUNS,
+        "command": f"python book/tools/full_size.py --only dynamics --seeds {seeds}",
+        "seeds": seeds,
+        "rows": len(table),
+        "seconds": round(time.time() - started),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
+    }
+    (DATA / "dynamics.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=None, help="worker processes; one by default")
     parser.add_argument("--seeds", type=int, default=None, help="runs a size; more at small sizes by default")
     parser.add_argument("--dim", type=int, default=80)
     parser.add_argument("--ratios", type=float, nargs="+", default=list(SIZES), help="values of n / d^2 to run")
+    parser.add_argument("--only", choices=("equivalence", "dynamics"), help="one of the two experiments")
     options = parser.parse_args()
-    d = options.dim
-    for ratio in options.ratios:
-        largest, runs = SIZES[ratio]
-        size = {"dim": d, "n": round(ratio * d**2), "largest": largest}
-        store(f"equivalence_d{d}", size, options.seeds or runs, options.jobs)
+    if options.only != "dynamics":
+        for ratio in options.ratios:
+            largest, runs = SIZES[ratio]
+            size = {"dim": options.dim, "n": round(ratio * options.dim**2), "largest": largest}
+            store(f"equivalence_d{options.dim}", size, options.seeds or runs, options.jobs)
+    if options.only != "equivalence":
+        store_learning(options.seeds or 64, options.jobs)
