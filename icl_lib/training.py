@@ -306,25 +306,27 @@ def _gradients(
     (d or 2d, rank, runs, m), the standard factor of inputs, and of label noise if there is any. Prompts come last, so
     that products run over memory side by side.
     """
-    d = len(x)
-
-    def task(v: Tensor) -> Tensor:  # W v
-        return w * v if w.ndim == 3 else (w * v).sum(1)
-
-    def transposed(v: Tensor) -> Tensor:  # W^T v
-        return w * v if w.ndim == 3 else (w * v[:, None]).sum(0)
-
-    def attend(v: Tensor) -> Tensor:  # G v, with G symmetric; v (2d, runs, m)
-        top, bottom = v[:d], v[d:]
-        u = torch.einsum("ij,jrm->irm", root, top + transposed(bottom))
-        if noise > 0:
-            u = torch.cat([u, noise * bottom])
-        u = (factor * (factor * u[:, None]).sum(0)).sum(1)
-        inputs = torch.einsum("ij,jrm->irm", root, u[:d])
-        below = task(inputs) + noise * u[d:] if noise > 0 else task(inputs)
-        return torch.cat([inputs + x * ((x * top).sum(0) / length), below])
-
-    seen = attend(torch.einsum("rij,jrm->irm", query, x))
-    error = torch.einsum("rij,jrm->irm", value, seen) - task(x)
-    back = attend(torch.einsum("rji,jrm->irm", value, error))
+    rest = w, x, factor, length, root, noise
+    seen = _attend(torch.einsum("rij,jrm->irm", query, x), *rest)
+    error = torch.einsum("rij,jrm->irm", value, seen) - _answer(w, x)
+    back = _attend(torch.einsum("rji,jrm->irm", value, error), *rest)
     return torch.einsum("irm,jrm->rij", error, seen), torch.einsum("irm,jrm->rij", back, x)
+
+
+def _answer(w: Tensor, v: Tensor) -> Tensor:
+    """W v, prompt by prompt."""
+    return w * v if w.ndim == 3 else (w * v).sum(1)
+
+
+def _attend(v: Tensor, w: Tensor, x: Tensor, factor: Tensor, length: int, root: Tensor, noise: float) -> Tensor:
+    """G v, prompt by prompt; v (2d, runs, m). G is symmetric."""
+    d = len(x)
+    top, bottom = v[:d], v[d:]
+    back = w * bottom if w.ndim == 3 else (w * bottom[:, None]).sum(0)  # W^T v
+    u = torch.einsum("ij,jrm->irm", root, top + back)
+    if noise > 0:
+        u = torch.cat([u, noise * bottom])
+    u = (factor * (factor * u[:, None]).sum(0)).sum(1)
+    inputs = torch.einsum("ij,jrm->irm", root, u[:d])
+    below = _answer(w, inputs) + noise * u[d:] if noise > 0 else _answer(w, inputs)
+    return torch.cat([inputs + x * ((x * top).sum(0) / length), below])

@@ -75,7 +75,7 @@ def test_training_follows_the_theory():
     tasks = training.antithetic_tasks(16, 4, generator=generator)
     options = {"covariance": s.diag(), "length": 2048, "learning_rate": 0.05 / 16, "n_steps": 150, "batch": 8}
     run = training.train(tasks, *start(16, 4, 0.1), **options, generator=generator, every=15, frozen=("P1", "Q2"))
-    assert run.steps.tolist() == list(range(0, 151, 15))
+    assert isinstance(run, training.Trajectory) and run.steps.tolist() == list(range(0, 151, 15))
     gap = (run.strengths().mean(1) - law.logistic(run.steps, 0.01)).abs() / law.limits
     assert gap.max() < 0.05
     assert not run.value[..., :4].any() and not run.query[..., 4:, :].any()
