@@ -15,7 +15,7 @@ from icl_lib._check import Number
 from icl_lib.dynamics import full_tasks
 from icl_lib.tasks import square_root
 
-__all__ = ["Trajectory", "antithetic_tasks", "attention_output", "sample_covariances", "train"]
+__all__ = ["Trajectory", "antithetic_tasks", "attention_output", "join_blocks", "sample_covariances", "train"]
 
 BLOCKS = ("P1", "P2", "Q1", "Q2")
 
@@ -70,6 +70,33 @@ class Trajectory:
             basis = _check.array("basis", basis, shape=(p.shape[-1], p.shape[-1])).to(p)
             p, q = basis.mT @ p @ basis, basis.mT @ q @ basis
         return p.diagonal(dim1=-2, dim2=-1) * q.diagonal(dim1=-2, dim2=-1)
+
+
+def join_blocks(
+    p2: Float[Tensor, "runs d d"],
+    q1: Float[Tensor, "runs d d"],
+    p1: Float[Tensor, "runs d d"] | None = None,
+    q2: Float[Tensor, "runs d d"] | None = None,
+) -> tuple[Float[Tensor, "runs d e"], Float[Tensor, "runs e d"]]:
+    """Weights made of their blocks, :math:`[P_1 \\; P_2]` and :math:`[Q_1 ; Q_2]`.
+
+    Args:
+        p2, q1: blocks of the reduced predictor, shape ``(runs, d, d)``.
+        p1, q2: the null blocks, of the same shape; 0 if missing.
+
+    Returns:
+        The weights as :func:`train` takes them, of shapes ``(runs, d, 2 d)`` and ``(runs, 2 d, d)``.
+
+    Raises:
+        ValueError: for blocks of different shapes.
+
+    Source: [MT25, learned blocks of the weights]
+    """
+    runs, d, _ = _check.array("p2", p2, shape=("runs", "d", "d")).shape
+    p1, q2 = (torch.zeros_like(p2) if block is None else block for block in (p1, q2))
+    for name, block in {"p2": p2, "q1": q1, "p1": p1, "q2": q2}.items():
+        _check.array(name, block, shape=(runs, d, d))
+    return torch.cat([p1, p2], dim=-1), torch.cat([q1, q2], dim=-2)
 
 
 def attention_output(
@@ -249,10 +276,10 @@ def train(
     _check.random("generator", generator)
     if unknown := set(frozen) - set(BLOCKS):
         raise ValueError(f"frozen holds {sorted(unknown)}, expected names among {', '.join(BLOCKS)}")
-    moving = {name: float(name not in frozen) for name in BLOCKS}
-    step_size = rate / batch
-    value_rate = step_size * torch.tensor([moving["P1"], moving["P2"]]).to(value).repeat_interleave(d)
-    query_rate = step_size * torch.tensor([moving["Q1"], moving["Q2"]]).to(value).repeat_interleave(d)[:, None]
+    value_rate, query_rate = (
+        torch.tensor([0.0 if name in frozen else rate / batch for name in names]).to(value).repeat_interleave(d)
+        for names in (BLOCKS[:2], BLOCKS[2:])
+    )
     value, query = value.clone(), query.clone()
     steps, values, queries = [0], [value.clone()], [query.clone()]
     spread = None if callable(tasks) else _spread(tasks, batch, runs, d).to(value)
@@ -266,7 +293,7 @@ def train(
         factor = _factors(wide, length, prompts, generator, value.dtype)
         dvalue, dquery = _gradients(value, query, w, x, factor, length, root, noise)
         value -= value_rate * dvalue
-        query -= query_rate * dquery
+        query -= query_rate[:, None] * dquery
         if step % every == 0 or step == n_steps:
             if not (_check.all_finite(value) and _check.all_finite(query)):
                 raise ValueError(f"learning_rate is {rate:g}, expected a smaller one: weights diverge by step {step}")

@@ -17,10 +17,7 @@ SPECTRUM = torch.tensor([2.0, 1.0, 0.5, 0.25], dtype=D)
 
 
 def blocks(p, q, runs):
-    d = len(p)
-    value, query = torch.zeros(runs, d, 2 * d, dtype=p.dtype), torch.zeros(runs, 2 * d, d, dtype=p.dtype)
-    value[:, :, d:], query[:, :d] = p.diag(), q.diag()
-    return value, query
+    return training.join_blocks(*(x.diag().expand(runs, len(p), len(p)) for x in (p, q)))
 
 
 def optimum(law):

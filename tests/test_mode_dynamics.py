@@ -17,7 +17,7 @@ def descend(law, p, q, steps, batch, seed, tasks=None, every=10):
     g = torch.Generator().manual_seed(seed)
     tasks = training.antithetic_tasks(law.n_tasks, p.shape[-1], generator=g) if tasks is None else tasks
     options = {"covariance": law.eigenvalues.diag(), "length": law.length, "learning_rate": law.learning_rate}
-    blocks = torch.cat([0 * p, p], -1), torch.cat([q, 0 * q], -2)  # float32 or float64
+    blocks = training.join_blocks(p, q)  # float32 or float64
     options |= {"n_steps": steps, "batch": batch, "every": every, "frozen": ("P1", "Q2")}
     return training.train(tasks, *blocks, **options, generator=g)
 

@@ -270,7 +270,7 @@ def test_spread():
 def test_noise_that_stays():
     length, t, batch = 8, 20, 8
     p0 = torch.full((128, 1, 1), math.sqrt(LinearDynamics([1.0], length).limits.item()))
-    value, query = torch.cat([0 * p0, p0], 2), torch.cat([p0, 0 * p0], 1)
+    value, query = training.join_blocks(p0, p0)
     law = {"covariance": torch.eye(1), "length": length, "learning_rate": 1 / t, "n_steps": 10 * t, "batch": batch}
     generator = torch.Generator().manual_seed(t)
     run = training.train(torch.ones(1, 1), value, query, **law, generator=generator, frozen=("P1", "Q2"))
@@ -293,8 +293,7 @@ def test_generic_tasks():
         generator = torch.Generator().manual_seed(0)
         found = training.train(
             draw(generator) if fixed else draw,
-            torch.cat([0 * block, block], 2),
-            torch.cat([block, 0 * block], 1),
+            *training.join_blocks(block, block),
             covariance=law.eigenvalues.diag().float(),
             length=length,
             learning_rate=rate / k,

@@ -69,6 +69,7 @@ PROMISED = {
         "tasks value query * covariance length learning_rate n_steps batch generator every= noise= frozen="
     ),
     "training.attention_output": "prompt value query length",
+    "training.join_blocks": "p2 q1 p1= q2=",
     "training.sample_covariances": "dim length shape= * generator dtype=",
     "training.antithetic_tasks": "n_tasks dim * generator",
     "models.icl_error": "predictions answers",

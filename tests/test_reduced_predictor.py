@@ -62,10 +62,8 @@ def test_odd_sets_keep_the_blocks_at_zero(generator: torch.Generator) -> None:
 def aligned(
     runs: int, dim: int, size: float, dtype: torch.dtype = torch.float32, second: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    value, query = torch.zeros(runs, dim, 2 * dim, dtype=dtype), torch.zeros(runs, 2 * dim, dim, dtype=dtype)
-    value[..., dim:] = query[:, :dim] = size * torch.eye(dim, dtype=dtype)
-    value[..., :dim] = query[:, dim:] = second * torch.eye(dim, dtype=dtype)
-    return value, query
+    eye = torch.eye(dim, dtype=dtype).expand(runs, dim, dim)
+    return training.join_blocks(size * eye, size * eye, second * eye, second * eye)
 
 
 @pytest.mark.parametrize("generic", [False, True])

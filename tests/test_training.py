@@ -62,9 +62,8 @@ def test_sampled_covariances_have_the_moments_of_wishart_matrices(length):
 
 
 def start(runs, d, size):
-    value, query = torch.zeros(runs, d, 2 * d, dtype=D), torch.zeros(runs, 2 * d, d, dtype=D)
-    value[:, :, d:] = query[:, :d] = size * torch.eye(d, dtype=D)
-    return value, query
+    block = size * torch.eye(d, dtype=D).expand(runs, d, d)
+    return training.join_blocks(block, block)
 
 
 def test_training_follows_the_theory():

@@ -51,8 +51,8 @@ def learning(setting: str, seed: int) -> dict[str, float]:
     """
     size, g = RUNS[setting], torch.Generator().manual_seed(seed)
     d, steps = size["dim"], size["steps"]
-    value, query = torch.zeros(1, d, 2 * d, dtype=torch.float64), torch.zeros(1, 2 * d, d, dtype=torch.float64)
-    value[:, :, d:] = query[:, :d] = size["start"] * torch.eye(d)
+    block = size["start"] * torch.eye(d, dtype=torch.float64)[None]
+    value, query = training.join_blocks(block, block)
     if setting == "all-blocks":
         value.normal_(generator=g).mul_(size["start"]), query.normal_(generator=g).mul_(size["start"])
     fixed = training.antithetic_tasks(N_TASKS, d, generator=g)
@@ -117,6 +117,19 @@ def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]
     return errors
 
 
+def record(options: str, seeds: int, rows: int, started: float) -> dict[str, Any]:
+    """How stored rows were made: the command, its seeds and time, and the versions of what ran."""
+    return {
+        "command": f"python book/tools/full_size.py {options} --seeds {seeds}",
+        "seeds": seeds,
+        "rows": rows,
+        "seconds": round(time.time() - started),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
+    }
+
+
 def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> None:
     """Run an experiment at one size and put its rows into the long table, with their provenance beside it."""
     started = time.time()
@@ -133,16 +146,7 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
     }
     others = [run for run in provenance["runs"] if run["n"] != point["n"]]
     ratio = point["n"] / point["dim"] ** 2
-    run = {
-        "n": point["n"],
-        "command": f"python book/tools/full_size.py --only equivalence --ratios {ratio:g} --seeds {seeds}",
-        "seeds": seeds,
-        "rows": len(long),
-        "seconds": round(time.time() - started),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
-    }
+    run = {"n": point["n"]} | record(f"--only equivalence --ratios {ratio:g}", seeds, len(long), started)
     provenance["runs"] = sorted([*others, run], key=lambda run: run["n"])
     if table.exists():
         old = pd.read_csv(table)
@@ -171,14 +175,7 @@ def store_learning(seeds: int, jobs: int | None) -> None:
         "function": f"{Path(__file__).name}:{learning.__name__}",
         "setting": f"{N_TASKS} tasks, 1 / T_1 = {STEP_SIZE}; eigenvalues from 1 to the smallest in geometric steps",
         "sizes": RUNS,
-        "command": f"python book/tools/full_size.py --only dynamics --seeds {seeds}",
-        "seeds": seeds,
-        "rows": len(table),
-        "seconds": round(time.time() - started),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in ("icl-lib", "torch", "numpy")},
-    }
+    } | record("--only dynamics", seeds, len(table), started)
     (DATA / "dynamics.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
