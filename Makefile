@@ -58,6 +58,7 @@ paper: export ICL_SCALE := paper
 paper: $(STAMP)  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)
 	@echo "Running the full-size experiments (an interrupted run resumes), then every chapter at the papers' sizes."
 	$(PY) book/tools/full_size.py
+	$(PY) book/tools/full_size_transformers.py
 	$(MAKE) book
 
 serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for another port)

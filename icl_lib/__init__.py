@@ -12,6 +12,9 @@ Each module holds one idea; ``import icl_lib`` loads none of them until it is us
 :mod:`icl_lib.asymptotics`   closed-form errors: plain numbers in, plain numbers out
 :mod:`icl_lib.dynamics`      learning dynamics: closed forms, exact flows, population losses
 :mod:`icl_lib.training`      gradient descent of the full linear Transformer, many runs at once
+:mod:`icl_lib.spectral`      measures of training: effective ranks, subspaces, frequencies, autocorrelation
+:mod:`icl_lib.sequences`     what small Transformers are trained on: repeats, modular sums, controls
+:mod:`icl_lib.transformers`  small softmax Transformers trained for real, many runs at once, with snapshots
 :mod:`icl_lib.sweeps`        Monte Carlo experiments: grid times seeds, progress, resume
 :mod:`icl_lib.plotting`      theory line and simulation dots in one style
 :mod:`icl_lib.chapter`       what every chapter of the book shares
@@ -34,9 +37,12 @@ __all__ = [
     "plotting",
     "prompts",
     "ridge",
+    "sequences",
+    "spectral",
     "sweeps",
     "tasks",
     "training",
+    "transformers",
 ]
 
 

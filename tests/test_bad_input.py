@@ -1,7 +1,7 @@
 """Bad input: every public function refuses it with a ValueError that says what was given and what was expected."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -9,7 +9,22 @@ import pandas as pd
 import pytest
 import torch
 
-from icl_lib import chapter, dynamics, hermite, models, moments, plotting, prompts, ridge, sweeps, tasks, training
+from icl_lib import (
+    chapter,
+    dynamics,
+    hermite,
+    models,
+    moments,
+    plotting,
+    prompts,
+    ridge,
+    sequences,
+    spectral,
+    sweeps,
+    tasks,
+    training,
+    transformers,
+)
 
 pytestmark = pytest.mark.usefixtures("untyped")
 
@@ -22,6 +37,7 @@ HALF, INTEGERS, EMPTY = X.half(), X.long(), torch.ones(0, 3, dtype=D)
 ARRAY, EYE = np.ones((4, 3)), torch.eye(3, dtype=D)
 VALUE, QUERY = X.new_ones(2, 3, 6), X.new_ones(2, 6, 3)
 ASYMMETRIC, INDEFINITE = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.diag(torch.tensor([1.0, -1.0]))
+STEPS, TOKENS = torch.arange(4), torch.tensor([[[0, 1, 2]]])
 
 
 def generator() -> torch.Generator:
@@ -92,6 +108,27 @@ def loss(p=EYE, q=EYE, function=dynamics.population_loss, **changes):
 def train(rows=EYE, value=VALUE, query=QUERY, **changes):
     settings = {"covariance": EYE, "length": 4, "learning_rate": 1e-3, "n_steps": 2, "batch": 1}
     return training.train(rows, value, query, **(settings | {"generator": generator()} | changes))
+
+
+def sequences_of(n=2, **changes):
+    return sequences.Repeats(**({"n_tokens": 3, "length": 3, "shortest": 2, "longest": 2} | changes)).sample(
+        n, generator=generator()
+    )
+
+
+def weights(layers=1, scale=None, **changes):
+    task, model = sequences.ModularAddition(3), transformers.Architecture(layers, 1, 2, scale=scale)
+    return transformers.initial_weights(task, model, generators=[generator()]) | changes
+
+
+def without(name):
+    return {key: weight for key, weight in weights().items() if key != name}
+
+
+def train_small(task=None, model=None, seeds: Sequence[int] = (0,), **changes):
+    settings = {"n_steps": 2, "learning_rate": 0.1, "generators": [torch.Generator().manual_seed(s) for s in seeds]}
+    task, model = task or sequences.ModularAddition(3), model or transformers.Architecture(1, 1, 2)
+    return transformers.train(task, model, **(settings | changes))
 
 
 Calls = list[tuple[Callable[[], object], str]]
@@ -417,6 +454,148 @@ TRAINING: Calls = [
     ),
 ]
 
+SPECTRAL: Calls = [
+    *tensors("matrix", spectral.effective_rank),
+    *tensors("left", lambda v: spectral.product_rank(v, X.mT)),
+    *tensors("right", lambda v: spectral.product_rank(X, v))[2:5],
+    *tensors("matrix", lambda v: spectral.subspace_distance(v, X)),
+    *tensors("reference", lambda v: spectral.subspace_distance(X, v)),
+    *tensors("table", spectral.frequency_count),
+    *tensors("losses", lambda v: spectral.loss_autocorrelation(v, [0])),
+    *tensors("losses", lambda v: spectral.curvature(v, 3)),
+    *integers("skip", lambda v: spectral.effective_rank(X, v), least=0),
+    *integers("skip", lambda v: spectral.product_rank(X, X.mT, v), least=0),
+    *integers("lag", lambda v: spectral.loss_autocorrelation(Y, [v]), least=0),
+    *integers("window", lambda v: spectral.curvature(Y, v), least=3),
+    (lambda: spectral.effective_rank(Y), "matrix has shape (4,), expected (..., rows, columns)"),
+    (lambda: spectral.effective_rank(0 * X), "matrix has no nonzero singular value beyond the first 0, expected"),
+    (lambda: spectral.effective_rank(X, 1), "matrix has no nonzero singular value beyond the first 1, expected"),
+    (lambda: spectral.effective_rank(X, 3), "matrix has no nonzero singular value beyond the first 3, expected"),
+    (lambda: spectral.product_rank(X, X), "right has shape (4, 3), expected (..., 3, columns)"),
+    (lambda: spectral.product_rank(X, X.mT[None]), "right has shape (1, 3, 4), expected (inner, columns)"),
+    (lambda: spectral.product_rank(0 * X, X.mT), "left is the zero matrix, expected one with a nonzero entry"),
+    (lambda: spectral.product_rank(X, X.mT, 1), "product has no nonzero singular value beyond the first 1, expected"),
+    (lambda: spectral.subspace_distance(X, X[:, :2]), "reference has shape (4, 2), expected (..., rows, 3)"),
+    (lambda: spectral.subspace_distance(X, 0 * X), "reference is the zero matrix, expected one with a nonzero entry"),
+    (
+        lambda: spectral.subspace_distance(X.expand(2, 4, 3), X.expand(3, 4, 3)),
+        "reference has shape (3, 4, 3), expected leading axes that broadcast against (2,)",
+    ),
+    (lambda: spectral.frequency_count(X), "table is the same for all residues, expected rows that differ"),
+    (lambda: spectral.frequency_count(X[:1]), "table is the same for all residues, expected rows that differ"),
+    (lambda: spectral.loss_autocorrelation(Y, 2), "lags is 2, expected a sequence of numbers"),
+    (lambda: spectral.loss_autocorrelation(Y, []), "lags is [], expected at least one, each below 4"),
+    (lambda: spectral.loss_autocorrelation(Y, [0, 4]), "lags is [0, 4], expected at least one, each below 4"),
+    (lambda: spectral.curvature(Y, 5), "window is 5, expected at most 4, the number of times"),
+]
+
+SEQUENCES: Calls = [
+    *[
+        case
+        for name in ("n_tokens", "length", "shortest", "longest", "batch", "held_out")
+        for case in integers(name, lambda v, name=name: sequences.Repeats(**{name: v}))
+    ],
+    (lambda: sequences.Repeats(longest=4), "longest is 4, expected an integer from 5 to 16"),
+    (lambda: sequences.Repeats(longest=17), "longest is 17, expected an integer from 5 to 16"),
+    (lambda: sequences.Repeats(length=10), "longest is 10, expected an integer from 5 to 9"),
+    *integers("n", sequences_of),
+    *generators(lambda v: sequences.Repeats().sample(2, generator=v)),
+    *generators(lambda v: sequences.Repeats().sets(generator=v)),
+    *integers("modulus", sequences.ModularAddition, least=3),
+    *numbers("share", lambda v: sequences.ModularAddition(share=v)),
+    *[
+        (partial(sequences.ModularAddition, share=v), f"share is {v}, expected a number above 0 and below 1")
+        for v in (0.0, 1.0, -0.1, 1e-4)
+    ],
+    *generators(lambda v: sequences.ModularAddition().sets(generator=v)),
+]
+
+TRANSFORMERS: Calls = [
+    *integers("layers", transformers.Architecture),
+    *integers("heads", lambda v: transformers.Architecture(heads=v)),
+    *integers("dim", lambda v: transformers.Architecture(dim=v)),
+    *integers("width", lambda v: transformers.Architecture(width=v), least=0),
+    *[
+        case
+        for case in numbers("scale", lambda v: transformers.Architecture(scale=v), low=0.0)
+        if "None" not in case[1]
+    ],
+    (lambda: transformers.Architecture(heads=3), "heads is 3, expected a divisor of 32, the dimension"),
+    (lambda: train_small(task="sums"), "task is of type str, expected Repeats or ModularAddition"),
+    (lambda: train_small(model="small"), "architecture is of type str, expected Architecture"),
+    (lambda: train_small(generators=[]), "generators is [], expected a sequence of torch.Generator, one a run"),
+    (lambda: train_small(generators=3), "generators is 3, expected a sequence of torch.Generator, one a run"),
+    (lambda: train_small(generators=[generator()] * 2), "generators holds one twice, expected"),
+    *generators(lambda v: train_small(generators=[v])),
+    (lambda: train_small(dtype=torch.float16), "dtype is torch.float16, expected torch.float32 or torch.float64"),
+    *integers("n_steps", lambda v: train_small(n_steps=v)),
+    *integers("every", lambda v: train_small(every=v)),
+    *integers("warm_up", lambda v: train_small(warm_up=v), least=0),
+    *[case for case in integers("hold", lambda v: train_small(hold=v), least=0) if "None" not in case[1]],
+    *numbers("learning_rate", lambda v: train_small(learning_rate=v), low=0.0),
+    *numbers("weight_decay", lambda v: train_small(weight_decay=v), low=-0.1),
+    (lambda: train_small(learning_rate=1e30, n_steps=9, every=1), "expected a smaller one: weights diverge by step"),
+    (
+        lambda: transformers.logits(without("key"), TOKENS),
+        "weights['key'] is of type NoneType, expected a torch tensor",
+    ),
+    (lambda: transformers.logits(without("embed"), TOKENS), "weights['embed'] is of type NoneType"),
+    (lambda: transformers.logits(weights(key=X), TOKENS), "weights['key'] has shape (4, 3), expected (1, 1, 2, 1, 2)"),
+    (lambda: transformers.logits(weights(value=NAN), TOKENS), "weights['value'] has shape (4, 3), expected (1, 1, 2"),
+    (lambda: transformers.logits(weights(unembed=NAN[None]), TOKENS), "weights['unembed'] holds 1 values that are not"),
+    (lambda: transformers.logits(weights(), TOKENS[0]), "tokens has shape (1, 3), expected (1, n, at most 3)"),
+    (
+        lambda: transformers.logits(weights(), TOKENS.expand(2, 1, 3)),
+        "tokens has shape (2, 1, 3), expected (1, n, at m",
+    ),
+    (
+        lambda: transformers.logits(weights(), TOKENS.repeat(1, 1, 2)),
+        "tokens has shape (1, 1, 6), expected (1, n, at m",
+    ),
+    (
+        lambda: transformers.logits(weights(), TOKENS + 2),
+        "tokens are torch.int64 from 2 to 4, expected int64 from 0 to 3",
+    ),
+    (
+        lambda: transformers.logits(weights(), TOKENS - 1),
+        "tokens are torch.int64 from -1 to 1, expected int64 from 0 to",
+    ),
+    (
+        lambda: transformers.logits(weights(), TOKENS.float()),
+        "tokens are torch.float32 from 0.0 to 2.0, expected int64",
+    ),
+    (lambda: transformers.answer_logits(weights(2), TOKENS), "weights have 2 layers, expected 1"),
+    (
+        lambda: transformers.answer_logits(weights(), torch.tensor([[[0, 1, 2], [0, 1, 3]]])),
+        "tokens end in [2, 3], expected the same last token everywhere",
+    ),
+    (
+        lambda: transformers.answer_logits(weights(scale=1e12), TOKENS),
+        "scores that lie too far apart, expected smaller",
+    ),
+    (
+        lambda: transformers.attention_patterns(weights(), TOKENS + 2),
+        "tokens are torch.int64 from 2 to 4, expected int64 from 0 to 3",
+    ),
+    (
+        lambda: transformers.head_scores(X.new_ones(1, 1, 1, 1, 3, 3), TOKENS),
+        "tokens has a run in which no token occurs twice, expected sequences that repeat some",
+    ),
+    *tensors("patterns", lambda v: transformers.head_scores(v, TOKENS))[2:],
+    (
+        lambda: transformers.head_scores(X.new_ones(2, 1, 1, 1, 3, 3), TOKENS),
+        "patterns has shape (2, 1, 1, 1, 3, 3), expected (1, layers, heads, 1, 3, 3)",
+    ),
+    (lambda: transformers.attention_factors(weights(), "KQ"), "circuit is 'KQ', expected one of QK, OV"),
+    (lambda: transformers.attention_factors({}, "QK"), "weights['query'] is of type NoneType, expected a torch tensor"),
+    (lambda: transformers.attention_factors({"value": X}, "OV"), "weights['value'] has shape (4, 3), expected (..., "),
+    *tensors("accuracy", lambda v: transformers.emergence_window(STEPS, v))[2:],
+    (lambda: transformers.emergence_window(STEPS, Y * torch.nan), "accuracy holds 4 values that are not finite"),
+    (lambda: transformers.emergence_window(STEPS, Y[:3]), "steps has shape (4,), accuracy (3,), expected the same"),
+    (lambda: transformers.emergence_window(STEPS[:1], Y[:1]), "steps has shape (1,), accuracy (1,), expected the same"),
+    *numbers("threshold", lambda v: transformers.emergence_window(STEPS, Y, v)),
+]
+
 CHAPTER: Calls = [
     (lambda: chapter.start("", seed=0), "slug is '', expected"),
     (lambda: chapter.start(3, seed=0), "slug is 3, expected"),
@@ -504,6 +683,9 @@ TABLES = {
     "mixtures": MIXTURES,
     "dynamics": DYNAMICS,
     "training": TRAINING,
+    "spectral": SPECTRAL,
+    "sequences": SEQUENCES,
+    "transformers": TRANSFORMERS,
     "chapter": CHAPTER,
     "sweeps": SWEEPS,
     "plotting": PLOTTING,
@@ -541,3 +723,8 @@ def test_good_input_of_the_table_is_accepted() -> None:
     ridge.ridge(X, Y, 1.0)
     assert list(sweeps.run(value, {"a": [1]}, 2)["value"]) == [1.0, 1.0]
     assert len(sweeps.summarise(table(), "a")) == 2
+    assert len(sequences_of().tokens) == 2 and len(train_small().steps) == 2
+    spectral.product_rank(X, X.mT), spectral.subspace_distance(X, X), spectral.loss_autocorrelation(Y, [0])
+    transformers.logits(weights(), TOKENS), transformers.answer_logits(weights(), TOKENS)
+    transformers.head_scores(transformers.attention_patterns(weights(), 0 * TOKENS), 0 * TOKENS)
+    assert transformers.emergence_window(STEPS, Y)

@@ -72,6 +72,28 @@ PROMISED = {
     "training.join_blocks": "p2 q1 p1= q2=",
     "training.sample_covariances": "dim length shape= * generator dtype=",
     "training.antithetic_tasks": "n_tasks dim * generator",
+    "spectral.effective_rank": "matrix skip=",
+    "spectral.product_rank": "left right skip=",
+    "spectral.subspace_distance": "matrix reference",
+    "spectral.frequency_count": "table",
+    "spectral.loss_autocorrelation": "losses lags",
+    "spectral.curvature": "losses window=",
+    "sequences.Repeats": "n_tokens= length= shortest= longest= shuffled= batch= held_out=",
+    "sequences.Repeats.sample": "self n * generator",
+    "sequences.Repeats.sets": "self * generator",
+    "sequences.ModularAddition": "modulus= share= shuffled= ordered=",
+    "sequences.ModularAddition.sets": "self * generator",
+    "transformers.Architecture": "layers= heads= dim= width= scale=",
+    "transformers.initial_weights": "task architecture * generators dtype=",
+    "transformers.logits": "weights tokens",
+    "transformers.answer_logits": "weights tokens",
+    "transformers.attention_factors": "weights circuit summed=",
+    "transformers.attention_patterns": "weights tokens",
+    "transformers.head_scores": "patterns tokens",
+    "transformers.train": (
+        "task architecture * generators n_steps learning_rate weight_decay= warm_up= every= hold= dtype= store="
+    ),
+    "transformers.emergence_window": "steps accuracy threshold=",
     "models.icl_error": "predictions answers",
 }
 

@@ -2,13 +2,17 @@
 
 import importlib.util
 import json
+import sys
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from icl_lib import transformers
 from icl_lib.sweeps import deviation_limit
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +87,56 @@ def test_stored_training_is_complete_and_other_seeds_agree(full_size, monkeypatc
     spread = np.sqrt(new.var(ddof=1).to_numpy() / len(new) + stored.strength_se.to_numpy() ** 2)
     scores = (new.mean().to_numpy() - stored.strength.to_numpy()) / spread
     assert len(scores) == 20 and np.abs(scores).max() < deviation_limit(len(scores), 8)
+
+
+@pytest.fixture(scope="module")
+def transformers_tool():
+    folder = ROOT / "book" / "tools"
+    spec = importlib.util.spec_from_file_location("full_size_transformers", folder / "full_size_transformers.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+@pytest.mark.parametrize("experiment", ["emergence", "grokking"])
+def test_stored_measures_are_complete_and_the_provenance_says_how(transformers_tool, experiment):
+    folder = resources.files("icl_lib.data")
+    with resources.as_file(folder / f"{experiment}.csv") as path:
+        table = pd.read_csv(path)
+    about = json.loads((folder / f"{experiment}.json").read_text())
+    runs = transformers_tool.RUNS[experiment]
+    assert list(about["sizes"]) == list(runs) == list(table.run.unique()) and about["rows"] == len(table)
+    assert {"command", "seconds_of_last_call", "date", "python", "versions", "device"} <= set(about)
+    assert (ROOT / about["command"].split()[1]).is_file()
+    always = [name for name in table if name != "curvature" and not name.startswith(("qk1", "ov1"))]
+    for name, (task, architecture, how, seeds) in runs.items():
+        rows = table[table.run == name]
+        steps = how["n_steps"] // how.get("every", 20) + 1
+        assert len(rows) == steps * len(seeds) and set(rows.seed) == set(seeds) and rows.step.max() == how["n_steps"]
+        assert not rows[always].isna().any(axis=None)
+        assert rows.curvature.isna().sum() == 10 * len(seeds)  # both ends of the sliding window
+        assert about["sizes"][name]["architecture"] == asdict(architecture)
+        assert about["sizes"][name]["task"] == {"name": type(task).__name__} | asdict(task)
+        if architecture.layers == 2:
+            assert not rows.isna().drop(columns="curvature").any(axis=None)
+
+
+def test_measures_of_a_run_trained_again_are_the_stored_ones(transformers_tool):
+    """One seed of copying for 240 steps, every column but those that refer to the end of training."""
+    with resources.as_file(resources.files("icl_lib.data") / "emergence.csv") as path:
+        table = pd.read_csv(path)
+    task, architecture, how, _ = transformers_tool.RUNS["emergence"]["2 layers"]
+    generators = [torch.Generator().manual_seed(4)]
+    run = transformers.train(task, architecture, generators=generators, **(how | {"n_steps": 240}))
+    fresh = {name: column[:, 0].numpy() for name, column in transformers_tool.measures(run, task, architecture).items()}
+    rows = table[(table.run == "2 layers") & (table.seed == 4) & (table.step <= 80)]
+    for name in fresh:
+        if "distance" not in name:
+            seen = fresh[name][: len(rows)]
+            np.testing.assert_allclose(seen, rows[name], rtol=1e-3, atol=1e-4, err_msg=name, equal_nan=True)
+    other = table[(table.run == "2 layers") & (table.seed == 5) & (table.step <= 80)]
+    assert np.abs(fresh["loss"][:5] - other.loss).max() > 1e-3  # another seed is told apart
