@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 import statistics
 import subprocess
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from icl_lib import hermite, spectral, training, transformers
-from icl_lib.asymptotics import random_transformer_error
+from icl_lib import constructions, hermite, spectral, training, transformers
+from icl_lib.asymptotics import linear_attention_errors, optimal_penalty, random_transformer_error
 from icl_lib.dynamics import LinearDynamics
-from icl_lib.models import LinearTransformer, RandomTransformer, icl_error
+from icl_lib.models import LinearTransformer, RandomTransformer, icl_error, population_error
 from icl_lib.prompts import Summaries, sample_summaries
 from icl_lib.ridge import ridge_path
 from icl_lib.sequences import ModularAddition, Repeats
@@ -306,6 +307,77 @@ def show_closed_form() -> bool:
     return statistics.median(ratios) >= 1e4
 
 
+def learning_curve_point(dim: int, n: int, length: int, lam: float = 0.1) -> tuple[Run, Run]:
+    """Train on a pool of d tasks and measure both errors; the plain side loops over prompts, and over 2 n to test."""
+    noise = 0.1
+
+    def ours() -> object:
+        generator = torch.Generator().manual_seed(0)
+        prior = TaskPrior(dim, n_tasks=dim, sphere=True)
+        tasks = prior.sample(n, generator=generator)
+        train = sample_summaries(tasks, length, target="linear", noise=noise, scaling="lu", generator=generator)
+        gamma = LinearTransformer().fit(train, n * lam / dim).gamma
+        return [population_error(gamma, tasks, length, noise=noise) for tasks in (prior.fresh(), prior)]
+
+    def plain() -> object:
+        generator = torch.Generator().manual_seed(0)
+        prior = TaskPrior(dim, n_tasks=dim, sphere=True)
+
+        def draw(prior: TaskPrior) -> tuple[torch.Tensor, torch.Tensor]:
+            features, answers = [], []
+            for task in prior.sample(n, generator=generator):
+                x = torch.randn(length + 1, dim, generator=generator, dtype=torch.float64) / dim**0.5
+                y = x @ task + noise * torch.randn(length + 1, generator=generator, dtype=torch.float64)
+                b = torch.cat([dim / length * y[:-1] @ x[:-1], (y[:-1] ** 2).mean()[None]])
+                features.append(torch.outer(x[-1], b).flatten())
+                answers.append(y[-1])
+            return torch.stack(features), torch.stack(answers)
+
+        features, answers = draw(prior)
+        eye = torch.eye(features.shape[1], dtype=torch.float64)
+        gamma = torch.linalg.solve(features.mT @ features + n * lam / dim * eye, features.mT @ answers)
+        tests = [draw(prior.fresh()), draw(prior)]
+        return [((answer - test @ gamma) ** 2).mean() for test, answer in tests]
+
+    return ours, plain
+
+
+def show_point(lam: float, wanted: float) -> bool:
+    """Microseconds for a point of a learning curve."""
+    law = {"alpha": 1.0, "kappa": 0.5, "rho": 0.01, "lam": lam}
+    taus = [0.02 * i for i in range(1, 501) if i != 50]
+    curve: Run = lambda: [linear_attention_errors(tau=tau, **law) for tau in taus]  # noqa: E731
+    curve()
+    taken = 1e6 * statistics.median(seconds(curve) for _ in range(REPETITIONS)) / len(taus)
+    print(f"closed form, a point at lam = {lam:g}: {taken:.0f} us  (wanted: {wanted:g})")
+    return taken < wanted
+
+
+def show_tuned_point() -> bool:
+    """Milliseconds for a point with the best penalty."""
+
+    def point() -> object:
+        return optimal_penalty(
+            lambda lam: linear_attention_errors(alpha=1, kappa=math.inf, tau=1, rho=0.01, lam=lam).icl, 1e-3, 10
+        )
+
+    point()
+    taken = 1e3 * statistics.median(seconds(point) for _ in range(REPETITIONS))
+    print(f"closed form, a point at its best penalty: {taken:.1f} ms  (wanted: 50)")
+    return taken < 50
+
+
+def show_constructions() -> bool:
+    """Ten steps of gradient descent for 1000 prompts, as layers of attention."""
+    generator = torch.Generator().manual_seed(0)
+    x, y, query = (torch.randn(1000, *s, generator=generator, dtype=torch.float64) for s in ((20, 5), (20,), (5,)))
+    network = constructions.gradient_descent(5, 20, [0.1] * 10)
+    network(x, y, query)
+    taken = statistics.median(seconds(lambda: network(x, y, query)) for _ in range(REPETITIONS))
+    print(f"ten layers of attention, 1000 prompts of 20 examples: {taken:.2f} s  (wanted: 1)")
+    return taken < 1
+
+
 def show_product(dim: int, n: int, width: int) -> bool:
     """The product F h, with its features formed on the way, in per cent of the rate of a bare product."""
     train = draw(dim, n)
@@ -398,6 +470,12 @@ def main() -> int:
         compare("ranks of 4000 products, D=32, d_h=8", *spectra(4), least=4),
         compare("ranks of 4000 products, D=32, d_h=16", *spectra(2)),
         show_transformers(),
+        compare("learning curve point, d=l=32, n=2048", *learning_curve_point(32, 2048, 32), least=3, repetitions=3),
+        compare("learning curve point, d=32, l=320, n=2048", *learning_curve_point(32, 2048, 320), repetitions=3),
+        show_point(0.0, 50),
+        show_point(0.1, 1000),
+        show_tuned_point(),
+        show_constructions(),
         show_product(80, 3200, 3200),
         show_curve(),
         show_equivalence_memory(),

@@ -12,6 +12,7 @@ Each module holds one idea; ``import icl_lib`` loads none of them until it is us
 :mod:`icl_lib.asymptotics`   closed-form errors: plain numbers in, plain numbers out
 :mod:`icl_lib.dynamics`      learning dynamics: closed forms, exact flows, population losses
 :mod:`icl_lib.training`      gradient descent of the full linear Transformer, many runs at once
+:mod:`icl_lib.constructions`  weights written by hand: attention that is gradient descent, ridge, lasso
 :mod:`icl_lib.spectral`      measures of training: effective ranks, subspaces, frequencies, autocorrelation
 :mod:`icl_lib.sequences`     what small Transformers are trained on: repeats, modular sums, controls
 :mod:`icl_lib.transformers`  small softmax Transformers trained for real, many runs at once, with snapshots
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "asymptotics",
     "chapter",
+    "constructions",
     "dynamics",
     "hermite",
     "models",

@@ -56,6 +56,19 @@ def array(name: str, value: Any, *, shape: tuple[int | str, ...] = ("...",)) -> 
     return value
 
 
+def covariance(name: str, value: Any, dim: int) -> Tensor:
+    """A symmetric positive semi-definite matrix of shape (dim, dim) that is not 0, in float64."""
+    matrix = array(name, value, shape=(dim, dim)).double()
+    size = matrix.abs().max().item()
+    if (matrix - matrix.mT).abs().max().item() > 1e-6 * size:
+        raise ValueError(f"{name} is not symmetric, expected a covariance matrix")
+    matrix = (matrix + matrix.mT) / 2
+    smallest = torch.linalg.eigvalsh(matrix)[0].item()
+    if smallest < -1e-6 * size or size == 0:
+        raise ValueError(f"{name} has the eigenvalue {smallest:.3g}, expected none below 0 and not all 0")
+    return matrix
+
+
 def all_finite(value: Tensor) -> bool:
     """Whether every entry is finite: a finite sum shows it in one pass, only another sum needs a second look."""
     return value.device.type == "meta" or bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())

@@ -10,13 +10,24 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from icl_lib import _check, hermite
 from icl_lib._check import Number
 from icl_lib.moments import Moments, Target, summary_moments
 
-__all__ = ["linear_transformer_error", "optimal_penalty", "random_transformer_error"]
+__all__ = [
+    "AttentionErrors",
+    "bayes_ridge_error",
+    "dmmse_error",
+    "linear_attention_errors",
+    "linear_attention_optimum",
+    "linear_transformer_error",
+    "marchenko_pastur_resolvent",
+    "optimal_penalty",
+    "random_transformer_error",
+]
 
 R = TypeVar("R")
 ROUNDING = 1e-12  # a smaller denominator, or variance relative to that at r = 1, is rounding error
@@ -210,6 +221,243 @@ def random_transformer_error(
     return float(scale.mean() * (bias + variance * (weight**2 * scale * rest).mean()) / left + rest.mean())
 
 
+@dataclass(frozen=True)
+class AttentionErrors:
+    """Errors of trained linear attention on fresh tasks, on the tasks of its training, and on its training set.
+
+    Args:
+        icl: :math:`e_{\\mathrm{ICL}}`, for fresh tasks, label noise included.
+        idg: :math:`e_{\\mathrm{IDG}}`, for new prompts of the K training tasks, label noise included.
+        train: mean squared error on the training prompts.
+        ridge: :math:`\\zeta`, the effective ridge of a finite training set.
+
+    Source: [Lu25, ICL and IDG errors]
+    """
+
+    icl: float
+    idg: float
+    train: float
+    ridge: float
+
+    @property
+    def gap(self) -> float:
+        """:math:`e_{\\mathrm{ICL}} - e_{\\mathrm{IDG}}`, the price of a task that is new.
+
+        Source: [Lu25, task generalisation]
+        """
+        return self.icl - self.idg
+
+
+def marchenko_pastur_resolvent(x: Number, kappa: Number) -> float:
+    """Mean of 1 / (v + x) over the eigenvalues v of the second moment of a pool of tasks, in high dimension.
+
+    .. math::
+        M_\\kappa(x) = \\Bigl\\langle \\frac1{v + x} \\Bigr\\rangle
+        = \\lim_{d \\to \\infty} \\frac1d \\mathrm{Tr}
+        \\Bigl(\\frac1K \\sum_{k \\le K} \\xi_k \\xi_k^\\top + x I\\Bigr)^{-1}
+        = \\frac2{x + 1 - \\kappa^{-1} + \\sqrt{(x + 1 - \\kappa^{-1})^2 + 4 x / \\kappa}}
+
+    The tasks are isotropic, with entries of variance 1, and :math:`K = \\kappa d`. Below :math:`\\kappa = 1` the pool
+    does not span the space: a share :math:`1 - \\kappa` of the eigenvalues is 0, and the formula is evaluated in a
+    form without cancellation.
+
+    Args:
+        x: shift, above 0; it may be 0 where kappa is above 1.
+        kappa: tasks per dimension, above 0; ``math.inf`` for fresh tasks, whose second moment is the identity.
+
+    Returns:
+        The mean, above 0.
+
+    Raises:
+        ValueError: for a negative shift, a kappa that is not above 0, or x = 0 and kappa of at most 1.
+
+    Source: [Marchenko and Pastur 1967; Lu25, resolvent of the task covariance]
+    """
+    x, inverse = _check.number("x", x, least=0.0), 1 / _ratio("kappa", kappa)
+    if x == 0 and inverse >= 1:
+        raise ValueError(f"x is 0 at kappa {kappa:g}, expected a number above 0: the mean is infinite")
+    return _resolvent(x, inverse)[0]
+
+
+def linear_attention_errors(*, alpha: Number, kappa: Number, tau: Number, rho: Number, lam: Number) -> AttentionErrors:
+    """Learning curves of linear attention after ridge regression on n prompts about K tasks, in high dimension.
+
+    With :math:`\\psi = (1 + \\rho) / \\alpha`, the noise that a short context adds, and the mean over the eigenvalues
+    v of :func:`marchenko_pastur_resolvent`, one equation fixes the effective ridge :math:`\\zeta`:
+
+    .. math::
+        \\frac\\lambda\\zeta = 1 - \\frac1\\tau \\Bigl\\langle \\frac{v + \\psi}{v + \\nu} \\Bigr\\rangle
+        = 1 - \\frac{1 - \\zeta M_\\kappa(\\nu)}\\tau, \\qquad \\nu = \\psi + \\zeta, \\qquad
+        V_i = \\Bigl\\langle \\frac{v^i}{(v + \\nu)^2} \\Bigr\\rangle
+
+    .. math::
+        \\begin{aligned}
+        e_{\\mathrm{IDG}} &= \\frac{\\rho + \\nu^2 V_1 + \\psi V_2}
+        {\\lambda / \\zeta + \\zeta (V_1 + \\psi V_0) / \\tau}, \\qquad
+        e_{\\mathrm{train}} = \\Bigl(\\frac\\lambda\\zeta\\Bigr)^2 e_{\\mathrm{IDG}} \\\\
+        e_{\\mathrm{ICL}} &= \\rho + \\nu^2 V_0 + \\psi V_2
+        + (1 + \\psi) (V_1 + \\psi V_0) \\, \\frac{e_{\\mathrm{IDG}}}\\tau
+        \\end{aligned}
+
+    The denominator is :math:`1 - \\frac1\\tau \\langle (v + \\psi)^2 / (v + \\nu)^2 \\rangle`; every term is positive.
+    Without a penalty, :math:`\\tau > 1` has :math:`\\zeta = 0` and :math:`\\lambda / \\zeta \\to 1 - 1 / \\tau`; and
+    :math:`\\tau < 1` has :math:`\\lambda / \\zeta \\to 0`, :math:`\\tau \\zeta M_{\\kappa / \\tau}(\\psi) = 1 - \\tau`.
+
+    Inputs are N(0, I / d), the label is :math:`\\langle \\xi, x \\rangle` plus noise (target ``"linear"``, scaling
+    ``"lu"``), tasks are isotropic with entries of variance 1. For the best penalty, pass the error as a function of
+    ``lam`` to :func:`optimal_penalty`.
+
+    Args:
+        alpha: examples per dimension, l / d, above 0.
+        kappa: tasks per dimension, K / d, above 0; ``math.inf`` for a fresh task in each prompt.
+        tau: prompts per weight, n / d^2, above 0; ``math.inf`` for endless training.
+        rho: :math:`\\rho`, variance of the label noise, at least 0.
+        lam: :math:`\\lambda` in the convention of Lu et al., at least 0: ``penalty = n * lam / d``.
+
+    Returns:
+        :class:`AttentionErrors`.
+
+    Raises:
+        ValueError: for a ratio that is not above 0, a negative rho or lam, or at the pole: lam = 0 and tau = 1.
+
+    Source: [Lu25, ICL and IDG errors; this form, and the training error: this book, "Learning curves"]
+    """
+    psi = (1 + _check.number("rho", rho, least=0.0)) / _check.number("alpha", alpha, above=0.0)
+    inverse, tau = 1 / _ratio("kappa", kappa), _ratio("tau", tau)
+    lam = _check.number("lam", lam, least=0.0)
+    if lam == 0 and tau == 1:
+        raise ValueError(f"tau is {tau:g} at lam 0, expected another number: the error is infinite")
+    ridge = _effective_ridge(psi, inverse, tau, lam)
+    left = lam / ridge if lam > 0 else max(1 - 1 / tau, 0.0)  # lambda / zeta
+    nu = psi + ridge
+    _, v0, v1, v2 = _means(nu, inverse)
+    spread, context = v1 + psi * v0, rho + psi * v2
+    idg = (context + nu**2 * v1) / (left + ridge * spread / tau)
+    icl = context + nu**2 * v0 + (1 + psi) * spread * idg / tau
+    return AttentionErrors(icl, idg, left**2 * idg, ridge)
+
+
+def bayes_ridge_error(alpha: Number, rho: Number) -> float:
+    """Error of the Bayes-optimal prediction for fresh Gaussian tasks: ridge regression within the prompt.
+
+    .. math:: e = \\rho + \\frac\\rho\\alpha M_\\alpha \\Bigl(\\frac\\rho\\alpha\\Bigr)
+
+    The penalty of that regression is :math:`\\rho`. The limit at :math:`\\rho = 0` is :math:`(1 - \\alpha)_+`.
+
+    Args:
+        alpha: examples per dimension, l / d, above 0.
+        rho: variance of the label noise, at least 0.
+
+    Returns:
+        The error in high dimension, label noise included.
+
+    Raises:
+        ValueError: for an alpha that is not above 0 or a negative rho.
+
+    Source: [Lu25, ridge estimator; Raventós et al. 2023, ridge]
+    """
+    alpha, rho = _check.number("alpha", alpha, above=0.0), _check.number("rho", rho, least=0.0)
+    if rho == 0:
+        return max(1 - alpha, 0.0)
+    return rho + rho / alpha * _resolvent(rho / alpha, 1 / alpha)[0]
+
+
+def dmmse_error(*, dim: int, n_tasks: int, alpha: Number, rho: Number) -> float:
+    """Error for fresh tasks of the Bayes-optimal prediction for a pool of K tasks, which takes them for pool tasks.
+
+    .. math::
+        \\begin{aligned}
+        &e_{\\mathrm{ICL}} = \\rho + \\Bigl(2 x - \\frac\\rho\\alpha\\Bigr) M_\\alpha(x), \\qquad
+        \\alpha \\Bigl[\\ln(1 + M) - \\frac M{1 + M}\\Bigr]
+        - \\ln \\Bigl[x^2 V_0 + \\Bigl(2 x - \\frac\\rho\\alpha\\Bigr) V_1\\Bigr] = \\frac{m_K^2}d \\\\
+        &M = \\frac{M_\\alpha(x)}\\alpha, \\qquad
+        V_i = \\Bigl\\langle \\frac{v^i}{(v + x)^2} \\Bigr\\rangle_\\alpha, \\qquad
+        m_K = \\mathbb{E} \\max(g_1, \\dots, g_K) \\approx \\sqrt{2 \\ln K}
+        \\end{aligned}
+
+    A small pool holds no task like the fresh one. The posterior picks the likeliest, and that overlaps with the fresh
+    task as far as the luckiest of K random tasks does: :math:`e \\approx 2 + \\rho - m_K (2 \\alpha + \\rho) / [d
+    \\alpha (\\alpha + \\frac32 + \\rho)]^{1/2}`. The left side is :math:`\\frac2d` times the information that picks a
+    task. The root ends at :math:`x = \\rho / \\alpha`, where it is all the information in the prompt: from there on the
+    pool is as good as fresh tasks, with the error of :func:`bayes_ridge_error`.
+
+    Args:
+        dim: dimension d.
+        n_tasks: number K of tasks in the pool, on the sphere of radius :math:`\\sqrt d`.
+        alpha: examples per dimension, l / d, above 0.
+        rho: variance of the label noise, above 0.
+
+    Returns:
+        The error, label noise included: within about 1/d for K ~ d, and up to 8 per cent off near the transition at
+        d = 16.
+
+    Raises:
+        ValueError: for sizes below 1, or an alpha or rho that is not above 0.
+
+    Source: [Raventós et al. 2023, discrete MMSE; formula, not proved: this book, "Task diversity"]
+    """
+    from scipy.integrate import quad
+    from scipy.special import log_ndtr, ndtr
+
+    dim, n_tasks = _check.integer("dim", dim), _check.integer("n_tasks", n_tasks)
+    alpha, rho = _check.number("alpha", alpha, above=0.0), _check.number("rho", rho, above=0.0)
+    largest = quad(lambda g: -math.expm1(n_tasks * log_ndtr(g)) - ndtr(-g) ** n_tasks, 0, 40)[0]  # m_K
+    if n_tasks == 1:
+        return 2 + rho
+    least = rho / alpha
+
+    def balance(x: float) -> float:
+        mean, v0, v1, _ = _means(x, 1 / alpha)
+        mean /= alpha
+        needed = alpha * (math.log1p(mean) - mean / (1 + mean)) - math.log(x**2 * v0 + (2 * x - least) * v1)
+        return largest**2 / (dim * needed)
+
+    x = least if balance(least) >= 1 else least + _root(lambda extra: balance(least + extra))
+    return rho + (2 * x - least) * _means(x, 1 / alpha)[0]
+
+
+def linear_attention_optimum(
+    covariance: Float[Tensor, "d d"],
+    length: int,
+    noise_variance: Number,
+    task_covariance: Float[Tensor, "d d"] | None = None,
+) -> tuple[Float[Tensor, "d d"], float]:
+    """The best layer of linear attention for inputs and tasks of any covariance, exact at every length.
+
+    .. math::
+        \\hat y = \\frac1l \\sum_i y_i \\, x_{l+1}^\\top G_* x_i, \\qquad
+        G_* = C \\Bigl[\\frac{l + 1}l \\Sigma C + \\frac{\\mathrm{Tr}(C \\Sigma) + \\rho}l I\\Bigr]^{-1}, \\qquad
+        e_* = \\rho + \\mathrm{Tr}(\\Sigma C) - \\mathrm{Tr}(\\Sigma G_* \\Sigma C)
+
+    for inputs :math:`x \\sim N(0, \\Sigma)`, labels :math:`y = \\langle \\xi, x \\rangle + \\varepsilon` and tasks of a
+    symmetric law with :math:`\\mathbb{E}[\\xi \\xi^\\top] = C`. It is one preconditioned step of gradient descent.
+
+    Args:
+        covariance: :math:`\\Sigma`, shape ``(d, d)``.
+        length: number l of examples.
+        noise_variance: :math:`\\rho`, at least 0.
+        task_covariance: C, shape ``(d, d)``; the identity if missing.
+
+    Returns:
+        The matrix :math:`G_*`, shape ``(d, d)``, float64, and the error :math:`e_*`, label noise included.
+
+    Raises:
+        ValueError: for matrices that are no covariances, a length below 1 or a negative noise variance.
+
+    Source: [Ahn et al. 2023 and Mahankali et al. 2023, one layer; any C: this book, "One layer is one step"]
+    """
+    dim = _check.array("covariance", covariance, shape=("d", "e")).shape[-1]
+    sigma, length = _check.covariance("covariance", covariance, dim), _check.integer("length", length)
+    rho = _check.number("noise_variance", noise_variance, least=0.0)
+    eye = torch.eye(dim, dtype=sigma.dtype, device=sigma.device)
+    c = eye if task_covariance is None else _check.covariance("task_covariance", task_covariance, dim).to(sigma)
+    signal = sigma @ c
+    power = signal.trace().item()
+    system = (1 + 1 / length) * signal + (power + rho) / length * eye
+    matrix = torch.linalg.solve(system, c, left=False)
+    return matrix, rho + power - (sigma @ matrix @ signal).trace().item()
+
+
 def optimal_penalty(error: Callable[[float], Number], low: Number = 1e-6, high: Number = 1e6) -> tuple[float, float]:
     """The penalty with the smallest error, from a grid that is refined around each of its local minima.
 
@@ -298,6 +546,38 @@ def _by_name(function: Callable[..., R]) -> Callable[..., R]:
 
 def _size(name: str, value: Number) -> Number:
     return math.inf if value == math.inf else _check.integer(name, value)
+
+
+def _ratio(name: str, value: Number) -> float:
+    return math.inf if value == math.inf else _check.number(name, value, above=0.0)
+
+
+def _resolvent(x: float, inverse: float) -> tuple[float, float]:
+    """M at a shift x and a given 1 / kappa, and the square root in its denominator; sums of positive numbers only."""
+    middle = x + 1 - inverse
+    root = math.sqrt(middle**2 + 4 * x * inverse)
+    return (2 / (middle + root) if middle > 0 else (root - middle) / (2 * x * inverse)), root
+
+
+def _means(x: float, inverse: float) -> tuple[float, float, float, float]:
+    """Means of 1 / (v + x) and of v^i / (v + x)^2, i = 0, 1, 2, at a shift x and a given 1 / kappa."""
+    mean, root = _resolvent(x, inverse)
+    learned = mean / (1 + inverse * mean)  # <v / (v + x)>
+    two = learned * (2 * x * (1 + inverse) + (1 - inverse) ** 2) / (root * (root + x))
+    return mean, mean * (1 + inverse * mean) / root, learned / root, two
+
+
+def _effective_ridge(psi: float, inverse: float, tau: float, lam: float) -> float:
+    """The root zeta of zeta (tau - 1 + zeta M(psi + zeta)) = tau lam, or its limit at lam = 0."""
+    if tau == math.inf:
+        return lam
+    if lam == 0:
+        return (1 - tau) / (tau * _resolvent(psi, tau * inverse)[0]) if tau < 1 else 0.0
+
+    def balance(ridge: float) -> float:
+        return ridge * max(tau - 1 + ridge * _resolvent(psi + ridge, inverse)[0], 0.0) / (tau * lam)
+
+    return _root(balance)
 
 
 def _answer(target: Target, dim: int, length: int, noise: Number) -> _Answer:

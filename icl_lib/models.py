@@ -1,4 +1,4 @@
-"""What predicts: the linear Transformer, the random Transformer and its Hermite twin."""
+"""What predicts: the linear Transformer, the random Transformer and its Hermite twin, and Bayes on a pool of tasks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from icl_lib import _check, hermite
 from icl_lib._check import Number
-from icl_lib.prompts import Summaries
+from icl_lib.prompts import Prompts, Summaries
 from icl_lib.ridge import check_penalties, ridge_path, solve
+from icl_lib.tasks import TaskPrior
 
-__all__ = ["HermiteTwin", "LinearTransformer", "RandomTransformer", "icl_error"]
+__all__ = ["HermiteTwin", "LinearTransformer", "RandomTransformer", "dmmse", "icl_error", "population_error"]
 
 Penalty = Number | Sequence[Number]
 PRIMAL_FROM = 1.2  # the Gram matrix of the features is cheaper than that of the prompts from n = 1.2 d (d + 1) on
 ROWS = 1024  # prompts whose features exist at the same time
+SMALL = 128  # prompts whose misfits to every task of a pool exist at the same time
 
 
 def icl_error(predictions: Float[Tensor, "*models n"], answers: Float[Tensor, "*runs n"]) -> Float[Tensor, "*models"]:
@@ -45,6 +47,126 @@ def icl_error(predictions: Float[Tensor, "*models n"], answers: Float[Tensor, "*
     same = isinstance(answers, Tensor) and answers.ndim > 1
     _check.array("answers", answers, shape=predictions.shape if same else predictions.shape[-1:])
     return ((predictions - answers) ** 2).mean(-1)
+
+
+def population_error(
+    gamma: Float[Tensor, "*models d e"],
+    tasks: TaskPrior | Float[Tensor, "K d"],
+    length: int,
+    *,
+    noise: Number,
+    covariance: Float[Tensor, "d d"] | None = None,
+) -> Float[Tensor, "*models"]:
+    """Exact error of linear attention with given weights on linear labels: no test set, any size.
+
+    .. math::
+        e(\\Gamma) = \\bar v - \\frac2d \\mathrm{Tr}(\\Gamma A^\\top)
+        + \\frac1d \\mathrm{Tr}(\\Sigma \\Gamma B \\Gamma^\\top), \\qquad
+        v = \\frac1d \\xi^\\top \\Sigma \\xi + \\rho, \\qquad
+        A = \\Sigma \\begin{bmatrix} \\overline{\\xi \\xi^\\top} \\Sigma & \\overline{v \\xi} \\end{bmatrix}
+
+    .. math::
+        B = \\begin{bmatrix}
+        \\frac{l + 1}l \\Sigma \\overline{\\xi \\xi^\\top} \\Sigma + \\frac dl \\bar v \\Sigma &
+        \\frac{l + 2}l \\Sigma \\overline{v \\xi} \\\\
+        \\frac{l + 2}l \\overline{v \\xi}^\\top \\Sigma & \\frac{l + 2}l \\overline{v^2}
+        \\end{bmatrix}
+
+    The bar is the mean over the tasks. Inputs are :math:`N(0, \\Sigma / d)`, labels :math:`\\langle \\xi, x \\rangle`
+    with noise of variance :math:`\\rho`: target ``"linear"``, scaling ``"lu"``. An intercept would add its square.
+
+    Args:
+        gamma: :math:`\\Gamma`, shape ``(..., d, d + 1)``; leading axes are models.
+        tasks: equally likely tasks, shape ``(K, d)``, or the law of the tasks; a pool must have been drawn.
+        length: number l of examples in a prompt.
+        noise: standard deviation of the label noise, of the examples and of the answer.
+        covariance: :math:`\\Sigma`, shape ``(d, d)``; the identity if missing.
+
+    Returns:
+        Errors of shape ``(...)``, label noise included, float64.
+
+    Raises:
+        ValueError: for wrong shapes, a length below 1, a negative noise, a pool that is not drawn, or tasks on the
+            sphere with a covariance, whose moments have no closed form.
+
+    Source: [Lu25, error of given weights; any covariance: this book, "Learning curves"]
+    """
+    dim = _check.array("gamma", gamma, shape=("...", "d", "e")).shape[-2]
+    gamma = _check.array("gamma", gamma, shape=("...", dim, dim + 1)).double()
+    inverse, rho = 1 / _check.integer("length", length), _check.number("noise", noise, least=0.0) ** 2
+    eye = torch.eye(dim).to(gamma)
+    sigma = eye if covariance is None else _check.covariance("covariance", covariance, dim).to(gamma)
+    second, power, mixed, square = _task_moments(tasks, sigma, rho)
+    cross = sigma @ torch.cat([second @ sigma, mixed[:, None]], 1)  # A, (d, d + 1)
+    block = (1 + inverse) * sigma @ second @ sigma + dim * inverse * power * sigma
+    column = (1 + 2 * inverse) * torch.cat([sigma @ mixed, square[None]])[:, None]
+    moments = torch.cat([torch.cat([block, column[:-1].mT]), column], 1)  # B, (d + 1, d + 1)
+    return power + ((sigma @ gamma @ moments - 2 * cross) * gamma).sum((-1, -2)) / dim
+
+
+def _task_moments(tasks: TaskPrior | Tensor, sigma: Tensor, rho: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means over the tasks of xi xi^T, v, v xi and v^2, where v = xi^T Sigma xi / d + rho."""
+    dim, pool = len(sigma), tasks
+    if isinstance(tasks, TaskPrior):
+        if tasks.dim != dim:
+            raise ValueError(f"tasks has dim {tasks.dim}, expected {dim}")
+        if tasks.n_tasks is None:
+            return _fresh_moments(tasks, sigma, rho)
+        if tasks.pool is None:
+            raise ValueError("tasks is a pool that is not drawn, expected a call of sample before")
+        pool = tasks.pool
+    pool = _check.array("tasks", pool, shape=("K", dim)).to(sigma)
+    v = ((pool @ sigma) * pool).sum(-1) / dim + rho
+    return pool.mT @ pool / len(pool), v.mean(), (v[:, None] * pool).mean(0), (v**2).mean()
+
+
+def _fresh_moments(prior: TaskPrior, sigma: Tensor, rho: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same means over a Gaussian law, or over the sphere."""
+    if prior.sphere and prior.covariance is not None:
+        raise ValueError("tasks lie on the sphere and have a covariance, expected one of the two, or a pool")
+    dim = len(sigma)
+    second = torch.eye(dim).to(sigma) if prior.covariance is None else prior.covariance.to(sigma)
+    signal = second @ sigma
+    mean, variance = signal.trace() / dim, 2 * (signal @ signal).trace() / dim**2
+    if prior.sphere:
+        variance = (variance - 2 * mean**2 / dim) * dim / (dim + 2)
+    return second, mean + rho, torch.zeros_like(sigma[0]), (mean + rho) ** 2 + variance
+
+
+def dmmse(prompts: Prompts, pool: Float[Tensor, "K d"], *, noise: Number) -> Float[Tensor, " n"]:
+    """Predictions of the Bayes-optimal model for a pool of equally likely tasks and linear labels.
+
+    .. math::
+        \\hat y = \\sum_k p_k \\langle \\xi_k, x_{l+1} \\rangle, \\qquad
+        p_k \\propto \\exp \\Bigl(-\\frac1{2 \\rho} \\sum_{i \\le l} (y_i - \\langle \\xi_k, x_i \\rangle)^2\\Bigr)
+
+    Its counterpart for fresh Gaussian tasks is ridge regression within the prompt, with penalty :math:`\\rho`:
+    ``ridge(prompts.inputs, prompts.labels, rho)``.
+
+    Args:
+        prompts: n full prompts, of target ``"linear"`` and scaling ``"lu"``.
+        pool: :math:`\\xi_1, \\dots, \\xi_K`, shape ``(K, d)``.
+        noise: standard deviation :math:`\\sqrt\\rho` of the label noise, above 0.
+
+    Returns:
+        Predictions of shape ``(n,)``.
+
+    Raises:
+        ValueError: for prompts in scaling ``"unit"``, a pool of another dimension, or a noise that is not above 0.
+
+    Source: [Raventós et al. 2023, discrete MMSE; Lu25, dMMSE estimator]
+    """
+    _check.instance("prompts", prompts, Prompts)
+    if prompts.scaling != "lu":
+        raise ValueError(f"prompts have the scaling {prompts.scaling!r}, expected 'lu'")
+    pool = _check.array("pool", pool, shape=("K", prompts.query.shape[-1])).to(prompts.query)
+    rho = _check.number("noise", noise, above=0.0) ** 2
+    guesses = []
+    parts = [part.split(SMALL) for part in (prompts.inputs, prompts.labels, prompts.query)]
+    for x, y, query in zip(*parts, strict=True):
+        misfit = (y[..., None] - x @ pool.mT).square().sum(1)  # (prompts, K)
+        guesses.append((torch.softmax(-misfit / (2 * rho), dim=-1) * (query @ pool.mT)).sum(-1))
+    return torch.cat(guesses)
 
 
 class LinearTransformer:

@@ -213,10 +213,11 @@ def _rounding(matrix: Tensor) -> float:
 
 def _unit_peak(name: str, matrix: Tensor) -> Tensor:
     """The matrix in float64, scaled to a largest entry of 1: its squares neither overflow nor vanish."""
-    peak = matrix.double().abs().amax((-2, -1), keepdim=True)
+    matrix = matrix.double().contiguous()  # factors of heads are strided views, which are slow to read
+    peak = matrix.abs().amax((-2, -1), keepdim=True)
     if not peak.all():
         raise ValueError(f"{name} is the zero matrix, expected one with a nonzero entry")
-    return matrix.double() / peak
+    return matrix / peak
 
 
 def _entropy_rank(name: str, sigma: Tensor, floor: Tensor, skip: int) -> Tensor:

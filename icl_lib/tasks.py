@@ -146,11 +146,5 @@ def power_law_covariance(dim: int, exponent: Number) -> Float[Tensor, "dim dim"]
 
 def square_root(name: str, covariance: Tensor, dim: int) -> Tensor:
     """Symmetric square root of a covariance of shape (dim, dim), float64; ValueError if it is not a covariance."""
-    matrix = _check.array(name, covariance, shape=(dim, dim)).double()
-    size = matrix.abs().max().item()
-    if (matrix - matrix.mT).abs().max().item() > 1e-6 * size:
-        raise ValueError(f"{name} is not symmetric, expected a covariance matrix")
-    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    if values[0].item() < -1e-6 * size or size == 0:
-        raise ValueError(f"{name} has the eigenvalue {values[0].item():.3g}, expected none below 0 and not all 0")
+    values, vectors = torch.linalg.eigh(_check.covariance(name, covariance, dim))
     return vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.mT

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from icl_lib import (
+    asymptotics,
     chapter,
+    constructions,
     dynamics,
     hermite,
     models,
@@ -37,6 +39,8 @@ HALF, INTEGERS, EMPTY = X.half(), X.long(), torch.ones(0, 3, dtype=D)
 ARRAY, EYE = np.ones((4, 3)), torch.eye(3, dtype=D)
 VALUE, QUERY = X.new_ones(2, 3, 6), X.new_ones(2, 6, 3)
 ASYMMETRIC, INDEFINITE = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.diag(torch.tensor([1.0, -1.0]))
+GAMMA, POOL = X.new_ones(3, 4), tasks.TaskPrior(3, n_tasks=2)
+LAW = {"alpha": 1.0, "kappa": 2.0, "tau": 3.0, "rho": 0.1, "lam": 0.1}
 STEPS, TOKENS = torch.arange(4), torch.tensor([[[0, 1, 2]]])
 
 
@@ -129,6 +133,66 @@ def train_small(task=None, model=None, seeds: Sequence[int] = (0,), **changes):
     settings = {"n_steps": 2, "learning_rate": 0.1, "generators": [torch.Generator().manual_seed(s) for s in seeds]}
     task, model = task or sequences.ModularAddition(3), model or transformers.Architecture(1, 1, 2)
     return transformers.train(task, model, **(settings | changes))
+
+
+def curve(**changes):
+    return asymptotics.linear_attention_errors(**(LAW | changes))
+
+
+def pooled(**changes):
+    return asymptotics.dmmse_error(**({"dim": 8, "n_tasks": 4, "alpha": 1.0, "rho": 0.1} | changes))
+
+
+def optimum(covariance=EYE, length=4, noise_variance=0.1, **changes):
+    return asymptotics.linear_attention_optimum(covariance, length, noise_variance, **changes)
+
+
+def weigh(gamma=GAMMA, rows=X, length=4, noise=0.1, **changes):
+    return models.population_error(gamma, rows, length, noise=noise, **changes)
+
+
+def posterior(batch=None, pool=X, noise=0.1):
+    if batch is None:
+        batch = sample(sampler=prompts.sample_prompts, target="linear", scaling="lu")
+    return models.dmmse(batch, pool, noise=noise)
+
+
+def ratios(name, call):
+    """What a ratio refuses that may be infinite, but not 0."""
+    wrong = [math.nan, -math.inf, "2", None, True]
+    return [(partial(call, v), f"{name} is {v!r}, expected a finite number") for v in wrong] + [
+        (partial(call, v), f"{name} is {v!r}, expected a number above 0") for v in (0, -1.0)
+    ]
+
+
+def attention(query=EYE[None], key=EYE[None], value=EYE[None], **changes):
+    return constructions.Attention(query, key, value, **changes)
+
+
+def descent(dim=3, length=2, rates=(0.1,), **changes):
+    return constructions.gradient_descent(dim, length, rates, **changes)
+
+
+def soft(dim=3, length=2, rates=(0.1,), sharpness=0.01):
+    return constructions.softmax_descent(dim, length, rates, sharpness=sharpness)
+
+
+def proximal(dim=3, length=2, rate=0.1, steps=1, **changes):
+    return constructions.proximal_descent(dim, length, rate, steps, **changes)
+
+
+def selection(dim=3, n_train=2, n_valid=2, penalties=(0.1, 1.0), **changes):
+    settings = {"rate": 0.1, "steps": 1, "gap": 0.1} | changes
+    return constructions.model_selection(dim, n_train, n_valid, penalties, **settings)
+
+
+def network_by_hand(layers=(), template=EYE, readout=EYE[0], start=EYE[0, :2], slots=("x", "y")):
+    places = dict(zip(slots, (slice(0, 2), slice(2, 3)), strict=True))
+    return constructions.Network(layers, template, readout, start, places)
+
+
+def answer(inputs=X[:2], labels=Y[:2], query=X[0]):
+    return descent()(inputs, labels, query)
 
 
 Calls = list[tuple[Callable[[], object], str]]
@@ -454,6 +518,105 @@ TRAINING: Calls = [
     ),
 ]
 
+ATTENTION: Calls = [
+    *ratios("kappa", lambda v: asymptotics.marchenko_pastur_resolvent(1.0, v)),
+    *numbers("x", lambda v: asymptotics.marchenko_pastur_resolvent(v, 2.0), low=-0.1),
+    (lambda: asymptotics.marchenko_pastur_resolvent(0, 1), "x is 0 at kappa 1, expected a number above 0"),
+    *ratios("kappa", lambda v: curve(kappa=v)),
+    *ratios("tau", lambda v: curve(tau=v)),
+    *numbers("alpha", lambda v: curve(alpha=v), low=0.0),
+    *numbers("rho", lambda v: curve(rho=v), low=-0.1),
+    *numbers("lam", lambda v: curve(lam=v), low=-0.1),
+    (lambda: curve(tau=1, lam=0), "tau is 1 at lam 0, expected another number: the error is infinite"),
+    *numbers("alpha", lambda v: asymptotics.bayes_ridge_error(v, 0.1), low=0.0),
+    *numbers("rho", lambda v: asymptotics.bayes_ridge_error(1.0, v), low=-0.1),
+    *integers("dim", lambda v: pooled(dim=v)),
+    *integers("n_tasks", lambda v: pooled(n_tasks=v)),
+    *numbers("alpha", lambda v: pooled(alpha=v), low=0.0),
+    *numbers("rho", lambda v: pooled(rho=v), low=0.0),
+    *tensors("covariance", optimum)[2:],
+    (lambda: optimum(X), "covariance has shape (4, 3), expected (3, 3)"),
+    (lambda: optimum(ASYMMETRIC), "covariance is not symmetric, expected a covariance matrix"),
+    (lambda: optimum(INDEFINITE), "covariance has the eigenvalue -1, expected none below 0"),
+    (lambda: optimum(EYE * math.nan), "covariance holds 9 values that are not finite"),
+    (lambda: optimum(task_covariance=EYE[:2, :2]), "task_covariance has shape (2, 2), expected (3, 3)"),
+    (lambda: optimum(task_covariance=-EYE), "task_covariance has the eigenvalue -1, expected none below 0"),
+    *integers("length", lambda v: optimum(length=v)),
+    *numbers("noise_variance", lambda v: optimum(noise_variance=v), low=-0.1),
+    *tensors("gamma", weigh)[2:],
+    *tensors("tasks", lambda v: weigh(rows=v)),
+    (lambda: weigh(X), "gamma has shape (4, 3), expected (..., 4, 5)"),
+    (lambda: weigh(GAMMA / 0), "gamma holds 12 values that are not finite"),
+    (lambda: weigh(rows=X[:, :2]), "tasks has shape (4, 2), expected (K, 3)"),
+    (lambda: weigh(rows=tasks.TaskPrior(2)), "tasks has dim 2, expected 3"),
+    (lambda: weigh(rows=POOL), "tasks is a pool that is not drawn, expected a call of sample before"),
+    (lambda: weigh(rows=tasks.TaskPrior(3, EYE, sphere=True)), "expected one of the two, or a pool"),
+    (lambda: weigh(covariance=X), "covariance has shape (4, 3), expected (3, 3)"),
+    (lambda: weigh(covariance=-EYE), "covariance has the eigenvalue -1, expected none below 0"),
+    *integers("length", lambda v: weigh(length=v)),
+    *numbers("noise", lambda v: weigh(noise=v), low=-0.1),
+    (lambda: posterior(X), "prompts is of type Tensor, expected Prompts"),
+    (lambda: posterior(make_prompts()), "prompts have the scaling 'unit', expected 'lu'"),
+    *tensors("pool", lambda v: posterior(pool=v)),
+    (lambda: posterior(pool=X[:, :2]), "pool has shape (4, 2), expected (K, 3)"),
+    *numbers("noise", lambda v: posterior(noise=v), low=0.0),
+]
+
+CONSTRUCTIONS: Calls = [
+    *tensors("query", attention)[2:],
+    (lambda: attention(EYE), "query has shape (3, 3), expected (heads, rank, width)"),
+    (lambda: attention(key=EYE[None, :2]), "key has shape (1, 2, 3), expected (1, 3, 3)"),
+    (lambda: attention(value=EYE[None, :2]), "value has shape (1, 2, 3), expected (1, 3, 3)"),
+    (lambda: attention(activation="gelu"), "activation is 'gelu', expected one of linear, relu, softmax"),
+    (lambda: attention(mask="none"), "mask is 'none', expected one of all, context, causal"),
+    (lambda: attention()(X[:, :2]), "tokens has shape (4, 2), expected (..., tokens, 3)"),
+    (lambda: constructions.FeedForward(X, X), "second has shape (4, 3), expected (3, 4)"),
+    (lambda: constructions.FeedForward(Y, X), "first has shape (4,), expected (hidden, width)"),
+    (lambda: constructions.FeedForward(X, X.T.clone())(Y[:3]), "tokens has shape (3,), expected (..., tokens, 3)"),
+    (lambda: network_by_hand([attention()], X[:, :2], Y[:2]), "a layer has width 3, expected 2"),
+    (lambda: network_by_hand(readout=Y), "readout has shape (4,), expected (3)"),
+    (lambda: network_by_hand(start=Y), "start has shape (4,), expected (2)"),
+    (lambda: network_by_hand(slots=("x", "z")), "slots are ['x', 'z'], expected x and y among them"),
+    *tensors("inputs", answer)[2:],
+    (lambda: answer(X), "inputs has shape (4, 3), expected (..., 2, 3)"),
+    (lambda: answer(labels=Y), "labels has shape (4,), expected (2)"),
+    (lambda: answer(query=Y), "query has shape (4,), expected (3)"),
+    *[
+        case
+        for make in (descent, soft)
+        for case in [
+            *integers("dim", lambda v, make=make: make(dim=v)),
+            *integers("length", lambda v, make=make: make(length=v)),
+            *numbers("rate", lambda v, make=make: make(rates=[0.1, v])),
+            (partial(make, rates=()), "rates is empty, expected at least one learning rate"),
+            (partial(make, rates=0.1), "rates is 0.1, expected a sequence of numbers"),
+            (partial(make, rates=[X]), "rate has shape (4, 3), expected (3, 3)"),
+            (partial(make, rates=[EYE * math.nan]), "rate holds 9 values that are not finite"),
+        ]
+    ],
+    *numbers("shrink", lambda v: descent(shrink=v), low=-0.1),
+    (lambda: descent(start=Y), "start has shape (4,), expected (3)"),
+    (lambda: descent(start=Y[:3], shrink=0.1), "start is [1.0, 1.0, 1.0] with shrink 0.1, expected one of the two"),
+    *numbers("sharpness", lambda v: soft(sharpness=v), low=0.0),
+    *integers("dim", lambda v: proximal(dim=v)),
+    *integers("length", lambda v: proximal(length=v)),
+    *integers("steps", lambda v: proximal(steps=v)),
+    *numbers("rate", lambda v: proximal(rate=v), low=0.0),
+    *numbers("penalty", lambda v: proximal(ridge=v), low=-0.1),
+    *numbers("lasso", lambda v: proximal(lasso=v), low=-0.1),
+    *numbers("bound", lambda v: proximal(bound=v), low=0.0),
+    *integers("dim", lambda v: selection(dim=v)),
+    *integers("n_train", lambda v: selection(n_train=v)),
+    *integers("n_valid", lambda v: selection(n_valid=v)),
+    *integers("steps", lambda v: selection(steps=v)),
+    *numbers("penalty", lambda v: selection(penalties=[0.1, v]), low=-0.1),
+    (lambda: selection(penalties=[0.1]), "penalties is [0.1], expected at least two numbers"),
+    (lambda: selection(penalties="ab"), "penalties is 'ab', expected a sequence of numbers"),
+    *numbers("rate", lambda v: selection(rate=v), low=0.0),
+    *numbers("gap", lambda v: selection(gap=v), low=0.0),
+    *numbers("bound", lambda v: selection(bound=v), low=0.0),
+]
+
 SPECTRAL: Calls = [
     *tensors("matrix", spectral.effective_rank),
     *tensors("left", lambda v: spectral.product_rank(v, X.mT)),
@@ -683,6 +846,8 @@ TABLES = {
     "mixtures": MIXTURES,
     "dynamics": DYNAMICS,
     "training": TRAINING,
+    "linear attention": ATTENTION,
+    "constructions": CONSTRUCTIONS,
     "spectral": SPECTRAL,
     "sequences": SEQUENCES,
     "transformers": TRANSFORMERS,
@@ -728,3 +893,8 @@ def test_good_input_of_the_table_is_accepted() -> None:
     transformers.logits(weights(), TOKENS), transformers.answer_logits(weights(), TOKENS)
     transformers.head_scores(transformers.attention_patterns(weights(), 0 * TOKENS), 0 * TOKENS)
     assert transformers.emergence_window(STEPS, Y)
+    curve(), curve(kappa=math.inf, tau=math.inf), pooled(), optimum(), weigh(), posterior()
+    attention()(X), network_by_hand(), descent(), soft(), proximal(lasso=1.0), selection(), answer()
+    drawn = tasks.TaskPrior(3, n_tasks=2)
+    drawn.sample(1, generator=generator())
+    weigh(rows=drawn)

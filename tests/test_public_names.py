@@ -18,6 +18,21 @@ PUBLIC = [(module, name) for module in icl_lib.__all__ for name in importlib.imp
 
 # What others rely on: parameters before the star, after it, and whether there is a default (=).
 PROMISED = {
+    "asymptotics.marchenko_pastur_resolvent": "x kappa",
+    "asymptotics.linear_attention_errors": "* alpha kappa tau rho lam",
+    "asymptotics.bayes_ridge_error": "alpha rho",
+    "asymptotics.dmmse_error": "* dim n_tasks alpha rho",
+    "asymptotics.linear_attention_optimum": "covariance length noise_variance task_covariance=",
+    "constructions.Attention": "query key value activation= mask=",
+    "constructions.FeedForward": "first second",
+    "constructions.Network": "layers template readout start slots",
+    "constructions.Network.states": "self inputs labels query",
+    "constructions.gradient_descent": "dim length rates * start= shrink=",
+    "constructions.softmax_descent": "dim length rates * sharpness",
+    "constructions.proximal_descent": "dim length rate steps * ridge= lasso= bound=",
+    "constructions.model_selection": "dim n_train n_valid penalties * rate steps gap bound=",
+    "models.population_error": "gamma tasks length * noise covariance=",
+    "models.dmmse": "prompts pool * noise",
     "asymptotics.random_transformer_error": (
         "* dim length n_prompts width penalty activation target noise norm_samples="
     ),
