@@ -64,6 +64,17 @@ def sampler(dim: int, n: int) -> tuple[Run, Run]:
     return lambda: sample_summaries(tasks, dim, target="relu", noise=0.1, generator=generator), plain
 
 
+def long_prompts(dim: int, n: int, length: int) -> tuple[Run, Run]:
+    """Summaries of long prompts with linear labels: three random numbers for the sums against all labels."""
+    generator = torch.Generator().manual_seed(0)
+    tasks = TaskPrior(dim).sample(n, generator=generator)
+
+    def draw(target: str | Callable[[torch.Tensor], torch.Tensor]) -> Run:
+        return lambda: sample_summaries(tasks, length, target=target, noise=0.1, generator=generator)
+
+    return draw("linear"), draw(lambda x: x)
+
+
 def penalty_path(n: int, k: int) -> tuple[Run, Run]:
     """Five penalties: one float32 Gram matrix, refined to float64, against a float64 solve for each penalty."""
     generator = torch.Generator().manual_seed(0)
@@ -457,6 +468,7 @@ def main() -> int:
         compare("sampler, d=l=32, n=8000", *sampler(32, 8000)),
         compare("sampler, d=l=80, n=1500", *sampler(80, 1500), least=12),
         compare("sampler, d=l=160, n=400", *sampler(160, 400)),
+        compare("sampler, linear labels, d=32, l=3200, n=2000", *long_prompts(32, 2000, 3200)),
         compare("ridge path, n=1600, k=800, 5 penalties", *penalty_path(1600, 800)),
         compare("ridge path, n=800, k=1600, 5 penalties", *penalty_path(800, 1600)),
         compare("linear Transformer, dual, d=40, n=400", *linear_transformer(40, 400)),

@@ -19,6 +19,7 @@ from icl_lib.tasks import TaskPrior, square_root
 __all__ = ["Prompts", "Source", "Summaries", "sample_mixture", "sample_prompts", "sample_summaries", "summary_moments"]
 
 SCALINGS = ("unit", "lu")
+LONG = 1000  # examples from which on sums of linear labels are drawn without the labels
 
 
 @dataclass(frozen=True)
@@ -167,14 +168,18 @@ def sample_summaries(
     Source: [DD25a, data model; Lu25, data model; sampler: this book, "In-context regression"]
     """
     setup = _Setup(tasks, length, target, noise, covariance, scaling, generator)
-    projections = setup.normal(length)  # (..., n, l)
-    labels = setup.labels(projections, setup.scale[..., None])  # (..., n, l)
+    if setup.length > LONG and target in ("linear", "identity"):
+        match, power = setup.linear_sums()
+        size, square = power.sqrt(), power / setup.length
+    else:
+        projections = setup.normal(length)  # (..., n, l)
+        labels = setup.labels(projections, setup.scale[..., None])  # (..., n, l)
+        match, square = (labels * projections).sum(-1, keepdim=True), (labels**2).mean(-1, keepdim=True)
+        size = labels.norm(dim=-1, keepdim=True)
     across = setup.normal(setup.dim)  # (..., n, d)
-    size = labels.norm(dim=-1, keepdim=True)
-    along = (labels * projections).sum(-1, keepdim=True) - size * (across * setup.axis).sum(-1, keepdim=True)
+    along = match - size * (across * setup.axis).sum(-1, keepdim=True)
     linear = setup.colour(size * across + along * setup.axis)
     factor = math.sqrt(setup.dim) / length if scaling == "lu" else 1 / length
-    square = (labels**2).mean(-1, keepdim=True)
     query, answer = setup.question()
     return Summaries(query, torch.cat([factor * linear, square], dim=-1), answer, setup.trace())
 
@@ -361,6 +366,21 @@ class _Setup:
         if not _check.all_finite(labels):
             raise ValueError("target returned labels that are not finite")
         return labels
+
+    def linear_sums(self) -> tuple[Tensor, Tensor]:
+        """Sums of y u and of y^2 for linear labels, shape (..., n, 1), from three random numbers a prompt.
+
+        The projections u and the noise have the Gram matrix of two vectors of l normal numbers, whose triangular factor
+        is known in law: Bartlett's decomposition.
+        """
+        like, degrees = self.axis[..., :1], (self.length, self.length - 1)
+        first, rest = (
+            2 * torch._standard_gamma(torch.full_like(like, degree / 2), generator=self.generator) for degree in degrees
+        )
+        shared, scale = self.normal(1), self.scale[..., None]
+        cross = first.sqrt() * shared  # u times noise
+        power = scale**2 * first + 2 * scale * self.noise * cross + self.noise**2 * (shared**2 + rest)
+        return scale * first + self.noise * cross, power
 
     def colour(self, white: Tensor) -> Tensor:
         """Multiply whitened vectors by the square root of the input covariance."""

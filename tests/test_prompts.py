@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from zscore import assert_mean, assert_same_mean
 
-from icl_lib import hermite
+from icl_lib import hermite, prompts
 from icl_lib.moments import Moments
 from icl_lib.prompts import Prompts, Summaries, sample_prompts, sample_summaries, summary_moments
 from icl_lib.tasks import TaskPrior, power_law_covariance, spiked_covariance
@@ -74,6 +74,32 @@ def test_the_fast_sampler_has_the_law_of_the_direct_one(scaling, covariance, tar
         lambda s: s.answer * (s.query * s.summary[:, :-1]).sum(-1),
     ):
         assert stats.ks_2samp(project(fast).numpy(), project(slow).numpy()).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("scaling", ["unit", "lu"])
+@pytest.mark.parametrize(("length", "noise"), [(2, 0.3), (5, 1.0), (40, 0.0)])
+def test_sums_of_linear_labels_have_the_law_of_the_labels(scaling, length, noise, generator, monkeypatch):
+    """Bartlett's decomposition, which is for long prompts, against labels that are drawn, in short ones."""
+    tasks = TaskPrior(DIM).sample(12_000, generator=generator)
+    arguments = dict(target="linear", noise=noise, covariance=oblique(), scaling=scaling, generator=generator)
+    slow = sample_prompts(tasks, length, **arguments).summaries()
+    other = sample_prompts(tasks, length, **(arguments | {"noise": noise + 0.3})).summaries()
+    monkeypatch.setattr(prompts, "LONG", 1)
+    fast = sample_summaries(tasks, length, **arguments)
+    assert_same_mean(statistics(fast, tasks), statistics(slow, tasks))
+    with pytest.raises(AssertionError):  # the control: more noise
+        assert_same_mean(statistics(fast, tasks), statistics(other, tasks))
+    unit = tasks / tasks.norm(dim=-1, keepdim=True)
+    for project in (lambda s: (s.summary[:, :-1] * unit).sum(-1), lambda s: s.summary[:, -1]):
+        assert stats.ks_2samp(project(fast).numpy(), project(slow).numpy()).pvalue > 1e-5
+
+
+def test_any_length_costs_linear_labels_the_same(generator):
+    tasks = TaskPrior(DIM).sample(500, generator=generator)
+    drawn = sample_summaries(tasks, 10**12, target="linear", noise=0.5, generator=generator)
+    unit = tasks / tasks.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(drawn.summary[:, :-1], unit, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.summary[:, -1], torch.full((500,), 1.25, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
 def test_the_samplers_can_be_told_apart():
