@@ -19,6 +19,8 @@ __all__ = [
     "subspace_distance",
 ]
 
+SQUARED = 1e-10  # squares of singular values below this share of the largest lose more than six digits
+
 
 def effective_rank(matrix: Float[Tensor, "*batch rows columns"], skip: int = 0) -> Float[Tensor, "*batch"]:
     """Effective rank: the exponential of the entropy of the normalised singular values.
@@ -55,7 +57,8 @@ def product_rank(
 
     .. math:: A B = Q_A \\, (R_A R_B^\\top) \\, Q_B^\\top, \\qquad A = Q_A R_A, \\quad B^\\top = Q_B R_B
 
-    The small core :math:`R_A R_B^\\top` has the nonzero singular values of the product. In float32 the formed product
+    The small core :math:`R_A R_B^\\top` has the nonzero singular values of the product. Where these span less than five
+    decades they are taken from the Gram matrices of the factors, several times as fast. In float32 the formed product
     would add rounding errors of the size of its smaller singular values, which the marginalised rank counts.
 
     Args:
@@ -77,10 +80,19 @@ def product_rank(
     if left.shape[:-2] != right.shape[:-2]:
         expected = f"({', '.join([*map(str, left.shape[:-2]), 'inner', 'columns'])})"
         raise ValueError(f"right has shape {tuple(right.shape)}, expected {expected}")
-    a, b = (torch.linalg.qr(_unit_peak(*factor), mode="r").R for factor in (("left", left), ("right", right.mT)))
-    core = a @ b.mT
-    floor = _rounding(core) * torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
-    return _entropy_rank("product", torch.linalg.svdvals(core), floor[..., None], skip)
+    a, b = _unit_peak("left", left), _unit_peak("right", right.mT)
+    gram, other = a.mT @ a, b.mT @ b
+    scale = torch.linalg.matrix_norm(gram) * torch.linalg.matrix_norm(other)
+    root, failed = torch.linalg.cholesky_ex(gram)  # R_A^T, at once where the product is well conditioned
+    squares = torch.linalg.eigvalsh((root.mT @ other @ root).nan_to_num()).flip(-1)
+    sigma = squares.clamp_min(0).sqrt()
+    poor = (failed > 0) | ~(squares[..., -1] > SQUARED * scale)
+    if poor.any():
+        r_a, r_b = (torch.linalg.qr(factor[poor], mode="r").R for factor in (a, b))
+        exact = torch.linalg.svdvals(r_a @ r_b.mT)
+        sigma[poor] = torch.nn.functional.pad(exact, (0, sigma.shape[-1] - exact.shape[-1]))
+    floor = _rounding(gram) * torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
+    return _entropy_rank("product", sigma, floor[..., None], skip)
 
 
 def subspace_distance(
