@@ -51,10 +51,10 @@ RUNS: dict[str, dict[str, tuple[Any, Architecture, dict[str, Any], range]]] = {
 }
 
 
-def head_tables(run: Trajectory, skip: int = 2) -> dict[str, Tensor]:
+def head_tables(run: Trajectory, circuits: tuple[str, ...], skip: int = 2) -> dict[str, Tensor]:
     """Means over the heads of a layer, (times, runs): rank, marginalised rank, distance to the end and to half-time."""
     columns = {}
-    for circuit in ("QK", "OV"):
+    for circuit in circuits:
         left, right = transformers.attention_factors(run.weights, circuit)
         tables = {"rank": spectral.product_rank(left, right), "marginal": spectral.product_rank(left, right, skip)}
         for name, t in {"end": -1, "half": len(run.steps) // 2}.items():
@@ -65,13 +65,6 @@ def head_tables(run: Trajectory, skip: int = 2) -> dict[str, Tensor]:
             for layer in range(left.shape[2]):
                 columns[f"{circuit.lower()}{layer}_{name}"] = table[:, :, layer].mean(-1)
     return columns
-
-
-def loss_curvature(run: Trajectory) -> Tensor:
-    """Curvature of the autocorrelation of the held-out loss, at the middle of its window; NaN at both ends."""
-    curve = torch.full_like(run.loss["held_out"], torch.nan)
-    curve[5:-5] = spectral.curvature(run.loss["held_out"].mT).mT
-    return curve
 
 
 def copying(run: Trajectory) -> dict[str, Tensor]:
@@ -143,17 +136,17 @@ def circuit(run: Trajectory, task: ModularAddition, architecture: Architecture, 
 
 
 def measures(run: Trajectory, task: Any, architecture: Architecture, device: str = "cpu") -> dict[str, Tensor]:
-    """All columns of a table, (times, runs) each."""
+    """All columns of a table, (times, runs) each; the curvature of the loss follows from the loss."""
     if isinstance(task, Repeats):
         columns = {"accuracy": run.accuracy["held_out"], "loss": run.loss["held_out"]} | copying(run)
-    else:
-        columns = {f"{name}_accuracy": table for name, table in run.accuracy.items()}
-        columns |= {f"{name}_loss": table for name, table in run.loss.items()}
-        columns["frequencies"] = spectral.frequency_count(run.weights["embed"][:, :, :-1])  # not of the equals sign
-        summed = transformers.attention_factors(run.weights, "OV", summed=True)
-        columns["ov_summed_rank"] = spectral.product_rank(*summed)[..., 0]
-        columns |= circuit(run, task, architecture, device)
-    return columns | {"curvature": loss_curvature(run)} | head_tables(run)
+        return columns | head_tables(run, ("QK",))
+    columns = {f"{name}_accuracy": table for name, table in run.accuracy.items()}
+    columns |= {f"{name}_loss": table for name, table in run.loss.items()}
+    columns["frequencies"] = spectral.frequency_count(run.weights["embed"][:, :, :-1])  # not of the equals sign
+    summed = transformers.attention_factors(run.weights, "OV", summed=True)
+    columns["ov_summed_rank"] = spectral.product_rank(*summed)[..., 0]
+    columns |= circuit(run, task, architecture, device)
+    return columns | head_tables(run, ("QK", "OV"))
 
 
 def store(experiment: str, device: str) -> None:
@@ -176,7 +169,8 @@ def store(experiment: str, device: str) -> None:
         settings[name] |= {"training": how, "seeds": [seeds.start, seeds.stop - 1], "rows": len(frames[-1])}
         print(f"{experiment}, {name}: {len(seeds)} seeds in {time.time() - begun:.0f} s", flush=True)
     table = pd.concat(frames)
-    table.to_csv(DATA / f"{experiment}.csv", index=False, float_format="%.5g")
+    losses = {name: table[name].map("{:.6g}".format) for name in columns if name.endswith("loss")}  # compared closely
+    table.assign(**losses).to_csv(DATA / f"{experiment}.csv", index=False, float_format="%.4g")
     about = {"function": f"{Path(__file__).name}:{measures.__name__}", "sizes": settings, "device": device}
     about |= record(f"--only {experiment}", int(table.seed.nunique()), len(table), started)
     about["seconds_of_last_call"] = about.pop("seconds")  # trainings found in the store take none
