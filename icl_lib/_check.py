@@ -56,17 +56,31 @@ def array(name: str, value: Any, *, shape: tuple[int | str, ...] = ("...",)) -> 
     return value
 
 
-def covariance(name: str, value: Any, dim: int) -> Tensor:
-    """A symmetric positive semi-definite matrix of shape (dim, dim) that is not 0, in float64."""
+def covariance(name: str, value: Any, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A positive semi-definite matrix of shape (dim, dim) that is not 0, its eigenvalues and vectors, in float64."""
     matrix = array(name, value, shape=(dim, dim)).double()
     size = matrix.abs().max().item()
     if (matrix - matrix.mT).abs().max().item() > 1e-6 * size:
         raise ValueError(f"{name} is not symmetric, expected a covariance matrix")
     matrix = (matrix + matrix.mT) / 2
-    smallest = torch.linalg.eigvalsh(matrix)[0].item()
-    if smallest < -1e-6 * size or size == 0:
-        raise ValueError(f"{name} has the eigenvalue {smallest:.3g}, expected none below 0 and not all 0")
-    return matrix
+    values, vectors = torch.linalg.eigh(matrix)
+    if values[0].item() < -1e-6 * size or size == 0:
+        raise ValueError(f"{name} has the eigenvalue {values[0].item():.3g}, expected none below 0 and not all 0")
+    return matrix, values, vectors
+
+
+def among(name: str, value: Any, known: Iterable[str]) -> Any:
+    """One of the known names."""
+    if value not in (known := list(known)):
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")
+    return value
+
+
+def dtype(value: torch.dtype) -> torch.dtype:
+    """One of the two dtypes of the library."""
+    if value not in FLOATS:
+        raise ValueError(f"dtype is {value}, expected torch.float32 or torch.float64")
+    return value
 
 
 def all_finite(value: Tensor) -> bool:

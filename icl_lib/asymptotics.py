@@ -401,9 +401,9 @@ def dmmse_error(*, dim: int, n_tasks: int, alpha: Number, rho: Number) -> float:
 
     dim, n_tasks = _check.integer("dim", dim), _check.integer("n_tasks", n_tasks)
     alpha, rho = _check.number("alpha", alpha, above=0.0), _check.number("rho", rho, above=0.0)
-    largest = quad(lambda g: -math.expm1(n_tasks * log_ndtr(g)) - ndtr(-g) ** n_tasks, 0, 40)[0]  # m_K
     if n_tasks == 1:
         return 2 + rho
+    largest = quad(lambda g: -math.expm1(n_tasks * log_ndtr(g)) - ndtr(-g) ** n_tasks, 0, 40)[0]  # m_K
     least = rho / alpha
 
     def balance(x: float) -> float:
@@ -447,10 +447,10 @@ def linear_attention_optimum(
     Source: [Ahn et al. 2023 and Mahankali et al. 2023, one layer; any C: this book, "One layer is one step"]
     """
     dim = _check.array("covariance", covariance, shape=("d", "e")).shape[-1]
-    sigma, length = _check.covariance("covariance", covariance, dim), _check.integer("length", length)
+    sigma, length = _check.covariance("covariance", covariance, dim)[0], _check.integer("length", length)
     rho = _check.number("noise_variance", noise_variance, least=0.0)
     eye = torch.eye(dim, dtype=sigma.dtype, device=sigma.device)
-    c = eye if task_covariance is None else _check.covariance("task_covariance", task_covariance, dim).to(sigma)
+    c = eye if task_covariance is None else _check.covariance("task_covariance", task_covariance, dim)[0].to(sigma)
     signal = sigma @ c
     power = signal.trace().item()
     system = (1 + 1 / length) * signal + (power + rho) / length * eye

@@ -60,8 +60,8 @@ class Attention:
         heads, rank, width = _check.array("query", self.query, shape=("heads", "rank", "width")).shape
         _check.array("key", self.key, shape=(heads, rank, width))
         _check.array("value", self.value, shape=(heads, width, width))
-        _among("activation", self.activation, ACTIVATIONS)
-        _among("mask", self.mask, MASKS)
+        _check.among("activation", self.activation, ACTIVATIONS)
+        _check.among("mask", self.mask, MASKS)
 
     def __call__(self, tokens: Float[Tensor, "*batch tokens width"]) -> Float[Tensor, "*batch tokens width"]:
         """The tokens after the layer."""
@@ -329,7 +329,8 @@ def proximal_descent(
     Source: [Bai et al. 2023, in-context ridge regression and lasso]
     """
     bench = _Workbench(dim, _check.integer("length", length), 0, 1, bound)
-    rate, lasso = _check.number("rate", rate, above=0.0), _check.number("lasso", lasso, least=0.0)
+    ridge, lasso = _check.number("ridge", ridge, least=0.0), _check.number("lasso", lasso, least=0.0)
+    rate = _check.number("rate", rate, above=0.0)
     step: list[Attention | FeedForward] = [bench.descend(rate, [ridge])]
     if lasso > 0:
         step.append(bench.threshold(rate * lasso / (2 * bench.n_train)))
@@ -377,7 +378,7 @@ def model_selection(
 
     Source: [Bai et al. 2023, post-ICL validation]
     """
-    values = _check.numbers_of("penalties", penalties)
+    values = [_check.number("penalty", penalty, least=0.0) for penalty in _check.numbers_of("penalties", penalties)]
     if len(values) < 2:
         raise ValueError(f"penalties is {values}, expected at least two numbers")
     bench = _Workbench(dim, n_train, _check.integer("n_valid", n_valid), len(values), bound)
@@ -422,13 +423,13 @@ class _Workbench:
         query = torch.cat([self.rows("w", model), -self.rows("one")])
         return self.product(query, torch.cat([self.rows("x"), self.rows("y")]), value, seen)
 
-    def descend(self, rate: float, penalties: Sequence[Number]) -> Attention:
+    def descend(self, rate: float, penalties: Sequence[float]) -> Attention:
         """A step of gradient descent for every model; all tokens hold the same w, so that its mean is w."""
         heads, one = [], self.rows("one")
         for model, penalty in enumerate(penalties):
             w, scale = self.rows("w", model), rate / self.n_train
             heads += self.misfit(model, -scale * w.mT @ self.rows("x"), "train")
-            shrink = scale * _check.number("penalty", penalty, least=0.0) / self.n_tokens
+            shrink = scale * penalty / self.n_tokens
             heads += [(one, one, -shrink * w.mT @ w)] if shrink > 0 else []
         return _attention(heads, "relu", "all")
 
@@ -509,8 +510,3 @@ def _plain(layers: Sequence[Attention], start: Tensor, length: int) -> Network:
     readout[dim] = -1
     slots = {"x": slice(0, dim), "y": slice(dim, dim + 1)}
     return Network(tuple(layers), torch.zeros(length + 1, dim + 1, dtype=torch.float64), readout, start, slots)
-
-
-def _among(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(known)}")

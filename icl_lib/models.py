@@ -95,7 +95,7 @@ def population_error(
     gamma = _check.array("gamma", gamma, shape=("...", dim, dim + 1)).double()
     inverse, rho = 1 / _check.integer("length", length), _check.number("noise", noise, least=0.0) ** 2
     eye = torch.eye(dim).to(gamma)
-    sigma = eye if covariance is None else _check.covariance("covariance", covariance, dim).to(gamma)
+    sigma = eye if covariance is None else _check.covariance("covariance", covariance, dim)[0].to(gamma)
     second, power, mixed, square = _task_moments(tasks, sigma, rho)
     cross = sigma @ torch.cat([second @ sigma, mixed[:, None]], 1)  # A, (d, d + 1)
     block = (1 + inverse) * sigma @ second @ sigma + dim * inverse * power * sigma
@@ -273,8 +273,7 @@ class RandomTransformer:
         self.dim, self.width = _check.integer("dim", dim), _check.integer("width", width)
         self.activation = hermite.activation(activation)
         self.generator = _check.random("generator", generator)
-        if dtype not in _check.FLOATS:
-            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+        _check.dtype(dtype)
         size = (self.width, self.dim * (self.dim + 1))
         self.first = torch.randn(size, generator=generator, device=generator.device, dtype=dtype)  # sqrt(t) F
         self.trace: float | None = None

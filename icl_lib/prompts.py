@@ -19,7 +19,7 @@ from icl_lib.tasks import TaskPrior, square_root
 __all__ = ["Prompts", "Source", "Summaries", "sample_mixture", "sample_prompts", "sample_summaries", "summary_moments"]
 
 SCALINGS = ("unit", "lu")
-LONG = 1000  # examples from which on sums of linear labels are drawn without the labels
+LONG = 1000  # for more examples than these the sums of linear labels are drawn without the labels
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Prompts:
         _check.array("labels", self.labels, shape=(n, length))
         _check.array("query", self.query, shape=(n, dim))
         _check.array("answer", self.answer, shape=(n,))
-        _scaling(self.scaling)
+        _check.among("scaling", self.scaling, SCALINGS)
         _check.number("trace", self.trace, above=0.0)
 
     def matrix(self) -> Float[Tensor, "n tokens columns"]:
@@ -132,7 +132,7 @@ def sample_summaries(
     scaling: str = "unit",
     generator: torch.Generator,
 ) -> Summaries:
-    """Draw one prompt a task and return its summary, exactly in law, at a cost of length + dim a prompt.
+    """Draw one prompt a task and return its summary, exactly in law, at a cost of at most length + dim a prompt.
 
     Only the projections :math:`u_i` of the inputs on the task matter to the labels; given these, the rest is one
     Gaussian vector:
@@ -306,12 +306,6 @@ def sample_mixture(
     return Summaries(query, summary, answer, math.fsum(size * part.trace for size, part in parts) / n)
 
 
-def _scaling(name: str) -> str:
-    if name not in SCALINGS:
-        raise ValueError(f"scaling is {name!r}, expected one of {', '.join(SCALINGS)}")
-    return name
-
-
 class _Setup:
     """The checked arguments of a sampler, and what both samplers compute from them in the same way."""
 
@@ -330,7 +324,7 @@ class _Setup:
         self.length = _check.integer("length", length)
         self.target = hermite.activation(target)
         self.noise = _check.number("noise", noise, least=0.0)
-        self.scaling = _scaling(scaling)
+        self.scaling = _check.among("scaling", scaling, SCALINGS)
         self.generator = _check.random("generator", generator)
         root = None if covariance is None else square_root("covariance", covariance, self.dim).to(tasks)
         self.root = root

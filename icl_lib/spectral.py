@@ -19,7 +19,7 @@ __all__ = [
     "subspace_distance",
 ]
 
-SQUARED = 1e-10  # squares of singular values below this share of the largest lose more than six digits
+SQUARED = 1e-10  # squares of singular values below this share of the norms of the factors' Gram matrices lose too much
 
 
 def effective_rank(matrix: Float[Tensor, "*batch rows columns"], skip: int = 0) -> Float[Tensor, "*batch"]:
@@ -58,8 +58,9 @@ def product_rank(
     .. math:: A B = Q_A \\, (R_A R_B^\\top) \\, Q_B^\\top, \\qquad A = Q_A R_A, \\quad B^\\top = Q_B R_B
 
     The small core :math:`R_A R_B^\\top` has the nonzero singular values of the product. Where these span less than five
-    decades they are taken from the Gram matrices of the factors, several times as fast. In float32 the formed product
-    would add rounding errors of the size of its smaller singular values, which the marginalised rank counts.
+    decades, and the factors do not cancel, they come from the factors' Gram matrices, several times as fast. In float32
+    the formed product would add rounding errors of the size of its smaller singular values, which the marginalised rank
+    counts.
 
     Args:
         left: A, shape ``(..., rows, inner)``.
@@ -67,13 +68,13 @@ def product_rank(
         skip: number of leading singular values to leave out.
 
     Returns:
-        Ranks of shape ``(...)``, float64: those of :func:`effective_rank` of the exact product.
+        Ranks of shape ``(...)``, float64: those of :func:`effective_rank` of the exact product, up to about 1e-7.
 
     Raises:
         ValueError: for factors that do not fit or are not finite, or a product without a nonzero singular value beyond
             the skipped ones.
 
-    Source: [Roy & Vetterli 2007, definition; computation: this book, "Macroscopic measures"]
+    Source: [Roy & Vetterli 2007, definition; computation: this book, "Spectral measures"]
     """
     inner = _check.array("left", left, shape=("...", "rows", "inner")).shape[-1]
     _check.array("right", right, shape=("...", inner, "columns"))
@@ -120,7 +121,7 @@ def subspace_distance(
     Raises:
         ValueError: for matrices that are not finite or do not fit, or a reference that is 0.
 
-    Source: [MT25, subspace distance, as summarised; row space of a factor: this book, "Macroscopic measures"]
+    Source: [MT25, subspace distance, as summarised; row space of a factor: this book, "Spectral measures"]
     """
     columns = _check.array("matrix", matrix, shape=("...", "rows", "columns")).shape[-1]
     _check.array("reference", reference, shape=("...", "rows", columns))
@@ -209,7 +210,7 @@ def curvature(losses: Float[Tensor, "*batch times"], window: int = 11) -> Float[
     Raises:
         ValueError: for losses that are not finite, or a window that is longer than they are.
 
-    Source: [MT25, loss autocorrelation, as summarised; window: this book, "Macroscopic measures"]
+    Source: [MT25, loss autocorrelation, as summarised; window: this book, "Spectral measures"]
     """
     times = _check.array("losses", losses, shape=("...", "times")).shape[-1]
     if _check.integer("window", window, least=3) > times:

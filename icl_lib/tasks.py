@@ -72,8 +72,7 @@ class TaskPrior:
         """
         _check.integer("n", n)
         _check.random("generator", generator)
-        if dtype not in _check.FLOATS:
-            raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+        _check.dtype(dtype)
         device = device or generator.device
         if self.n_tasks is None:
             return self._draw(n, generator).to(device, dtype)
@@ -146,5 +145,5 @@ def power_law_covariance(dim: int, exponent: Number) -> Float[Tensor, "dim dim"]
 
 def square_root(name: str, covariance: Tensor, dim: int) -> Tensor:
     """Symmetric square root of a covariance of shape (dim, dim), float64; ValueError if it is not a covariance."""
-    values, vectors = torch.linalg.eigh(_check.covariance(name, covariance, dim))
+    _, values, vectors = _check.covariance(name, covariance, dim)
     return vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.mT

@@ -164,8 +164,7 @@ def sample_covariances(
     """
     dim, length = _check.integer("dim", dim), _check.integer("length", length)
     _check.random("generator", generator)
-    if dtype not in _check.FLOATS:
-        raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+    _check.dtype(dtype)
     return _factors(dim, length, shape, generator, dtype).movedim((0, 1), (-2, -1))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import pickle
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from icl_lib import _check
+from icl_lib import _check, sweeps
 from icl_lib._check import Number
 from icl_lib.sequences import Examples, ModularAddition, Repeats
 
@@ -93,6 +93,7 @@ class Trajectory:
         weights: weights by name, shapes ``(times, runs, ...)``, see :func:`initial_weights`.
         loss: mean cross-entropy on each set, by the name of the set, shape ``(times, runs)``.
         accuracy: part of the scored answers that are right, alike.
+        sets: the sets themselves, by name, with a leading axis of runs.
 
     Source: [this book, "Emergence"]
     """
@@ -101,6 +102,7 @@ class Trajectory:
     weights: Weights
     loss: dict[str, Tensor]
     accuracy: dict[str, Tensor]
+    sets: dict[str, Examples]
 
 
 def initial_weights(
@@ -132,8 +134,7 @@ def initial_weights(
     if not isinstance(task, (Repeats, ModularAddition)):
         raise ValueError(f"task is of type {type(task).__name__}, expected Repeats or ModularAddition")
     _check.instance("architecture", architecture, Architecture)
-    if dtype not in _check.FLOATS:
-        raise ValueError(f"dtype is {dtype}, expected torch.float32 or torch.float64")
+    _check.dtype(dtype)
     shapes = architecture.shapes(*task.sizes)
     size = sum(map(math.prod, shapes.values()))
     scale = architecture.dim**-0.5 if architecture.scale is None else architecture.scale
@@ -257,7 +258,7 @@ def head_scores(
     before = torch.arange(length, device=tokens.device)
     copies = (tokens[..., :, None] == tokens[..., None, :]) & (before < before[:, None])  # x_t = x_s with s < t
     has_copy = copies.any(-1)  # (runs, n, t)
-    if length < 2 or not has_copy.any(-1).any(-1).all():
+    if not has_copy.any(-1).any(-1).all():
         raise ValueError("tokens has a run in which no token occurs twice, expected sequences that repeat some")
     behind = functional.pad(copies[..., :-1], (1, 0))  # one place on
     found = (patterns * behind[:, None, None]).sum((-1, -2, -3))
@@ -283,9 +284,7 @@ def attention_factors(weights: Weights, circuit: str, summed: bool = False) -> t
 
     Source: [Elhage et al. 2021, QK and OV circuits]
     """
-    if circuit not in ("QK", "OV"):
-        raise ValueError(f"circuit is {circuit!r}, expected one of QK, OV")
-    names = ("query", "key") if circuit == "QK" else ("value", "output")
+    names = ("query", "key") if _check.among("circuit", circuit, ("QK", "OV")) == "QK" else ("value", "output")
     for name in names:
         _check.array(f"weights[{name!r}]", weights.get(name), shape=("...", "layers", "", "", ""))
     left, right = (weights[name] for name in names)  # (..., layers, D, heads, d_h), the output (..., heads, d_h, D)
@@ -354,7 +353,8 @@ def train(
     state |= {"first": torch.zeros_like(flat), "second": torch.zeros_like(flat)}
     state |= {"generators": [g.get_state() for g in generators]}
     if store is not None:
-        Path(store).parent.mkdir(parents=True, exist_ok=True)
+        store = Path(store).expanduser()
+        store.parent.mkdir(parents=True, exist_ok=True)
         state = _load(store, state)
     for g, drawn in zip(generators, state["generators"], strict=True):
         g.set_state(drawn.cpu())
@@ -385,7 +385,7 @@ def train(
         _save(store, state | {"step": n_steps + 1}, generators)
     table = _by_name(records)
     losses, accuracies = ({name: torch.stack(table[name])[:, i] for name in sets} for i in (0, 1))
-    return Trajectory(torch.tensor(table["step"]), _named(torch.stack(table["flat"]), shapes), losses, accuracies)
+    return Trajectory(torch.tensor(table["step"]), _named(torch.stack(table["flat"]), shapes), losses, accuracies, sets)
 
 
 def emergence_window(
@@ -565,13 +565,9 @@ def _check_call(weights: Weights, tokens: Tensor) -> None:
 
 
 def _save(store: str | os.PathLike[str], state: dict[str, Any], generators: Sequence[torch.Generator]) -> None:
-    """Put a whole file in place, or leave everything as it was."""
-    temporary = Path(f"{store}.{uuid.uuid4().hex}.tmp")
-    try:
-        torch.save(state | {"generators": [g.get_state() for g in generators]}, temporary)
-        os.replace(temporary, store)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(state | {"generators": [g.get_state() for g in generators]}, content)
+    sweeps._write(Path(store), content.getvalue())
 
 
 def _load(store: str | os.PathLike[str], start: dict[str, Any]) -> dict[str, Any]:

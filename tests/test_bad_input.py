@@ -602,7 +602,7 @@ CONSTRUCTIONS: Calls = [
     *integers("length", lambda v: proximal(length=v)),
     *integers("steps", lambda v: proximal(steps=v)),
     *numbers("rate", lambda v: proximal(rate=v), low=0.0),
-    *numbers("penalty", lambda v: proximal(ridge=v), low=-0.1),
+    *numbers("ridge", lambda v: proximal(ridge=v), low=-0.1),
     *numbers("lasso", lambda v: proximal(lasso=v), low=-0.1),
     *numbers("bound", lambda v: proximal(bound=v), low=0.0),
     *integers("dim", lambda v: selection(dim=v)),

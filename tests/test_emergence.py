@@ -104,7 +104,8 @@ def test_who_emerges(stored, emerged):
         "held at start": 10,
         "4 heads": 7,
     }
-    assert stats.fisher_exact([[10, 2], [0, 12]]).pvalue < 1e-3
+    two, one = (len(emerged[name]) for name in ("2 layers", "1 layer"))
+    assert stats.fisher_exact([[two, 12 - two], [one, 12 - one]]).pvalue < 1e-3
     assert max(stored(name).max().max() for name in ("1 layer", "shuffled")) < 0.45
     assert np.median([when[0] for when in emerged["2 layers"].values()]) == 550
 

@@ -206,3 +206,20 @@ def test_all_measures_on_the_linear_model():
     top = basis[:, :2].mT
     expected = law.limits[2:].square().sum().sqrt() / law.limits.square().sum().sqrt()
     torch.testing.assert_close(spectral.subspace_distance(top, (left @ right)[-1]), expected, rtol=1e-6, atol=0)
+
+
+def test_products_on_both_sides_of_the_switch(generator):
+    """Gram matrices where they are exact enough, QR elsewhere in the same batch; and factors with a zero column."""
+    left, right = (torch.linalg.qr(torch.randn(40, 16, 6, generator=generator, dtype=D)).Q for _ in range(2))
+    mix = torch.linalg.qr(torch.randn(40, 6, 6, generator=generator, dtype=D)).Q
+    decades = torch.linspace(2, 7, 40, dtype=D)  # of the singular values, over the batch
+    sigma = 10 ** (-decades[:, None] * torch.linspace(0, 1, 6, dtype=D))
+    left = left * sigma.sqrt()[:, None] @ mix
+    right = mix.mT @ (right * sigma.sqrt()[:, None]).mT
+    for skip in (0, 2, 4):
+        share = sigma[:, skip:] / sigma[:, skip:].sum(-1, keepdim=True)
+        exact = torch.special.entr(share).sum(-1).exp()
+        torch.testing.assert_close(spectral.product_rank(left, right, skip), exact, rtol=1e-6, atol=0)
+    left[:, :, 0], right[:, 0] = 0, 0
+    formed = spectral.effective_rank(left @ right)
+    torch.testing.assert_close(spectral.product_rank(left, right), formed, rtol=1e-6, atol=0)

@@ -32,7 +32,7 @@ def course(start, steps=STEPS, every=EVERY):
 def descend(start, seed, steps=STEPS, runs=RUNS):
     generator, w = torch.Generator().manual_seed(seed), torch.diag(torch.as_tensor(start) * torch.ones(3))
     tasks = training.antithetic_tasks(6, 3, generator=generator)
-    value, query = torch.cat([0 * w, w], 1).repeat(runs, 1, 1), torch.cat([w, 0 * w]).repeat(runs, 1, 1)
+    value, query = training.join_blocks(*2 * [w.repeat(runs, 1, 1)])
     options = {"length": 10**6, "learning_rate": 0.1 / 6, "n_steps": steps, "batch": 16, "every": EVERY}
     law = {"covariance": SPECTRUM.diag(), "generator": generator, "frozen": ("P1", "Q2")}
     return training.train(tasks, value, query, **law, **options)

@@ -1,6 +1,5 @@
 """Stored full-size results: complete, with provenance, reproducible, and confirmed by runs with other seeds."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -16,15 +15,12 @@ from icl_lib import transformers
 from icl_lib.sweeps import deviation_limit
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+
+import full_size  # noqa: E402
+import full_size_transformers  # noqa: E402
+
 KEYS = ["n", "head", "variant", "width_ratio", "penalty"]
-
-
-@pytest.fixture(scope="module")
-def full_size():
-    spec = importlib.util.spec_from_file_location("full_size", ROOT / "book" / "tools" / "full_size.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +41,7 @@ def test_every_setting_has_every_seed_and_the_provenance_says_how(table):
         assert (ROOT / run["command"].split()[1]).is_file()
 
 
-def test_the_stored_numbers_can_be_reproduced(table, full_size):
+def test_the_stored_numbers_can_be_reproduced(table):
     """Seed 0 at the smallest size, away from the peak, where rounding in float32 is not magnified."""
     again = full_size.equivalence(80, 640, 4.0, 0)
     rows = table[(table.n == 640) & (table.seed == 0) & (table.penalty >= 1e-2)]
@@ -55,7 +51,7 @@ def test_the_stored_numbers_can_be_reproduced(table, full_size):
     np.testing.assert_allclose(fresh, rows.error, rtol=1e-3)
 
 
-def test_other_seeds_agree_with_the_stored_means(table, full_size):
+def test_other_seeds_agree_with_the_stored_means(table):
     """Eight new seeds against the stored ones, n = 640, up to as many neurons as prompts, penalties from 0.01 on."""
     fresh = pd.DataFrame([full_size.equivalence(80, 640, 1.0, seed) for seed in range(100, 108)])
     stored = table[(table.n == 640) & (table.width_ratio <= 1) & (table.penalty >= 1e-2)]
@@ -68,7 +64,7 @@ def test_other_seeds_agree_with_the_stored_means(table, full_size):
     assert len(scores) > 70 and np.abs(scores).max() < deviation_limit(len(scores), 8)
 
 
-def test_stored_training_is_complete_and_other_seeds_agree(full_size, monkeypatch):
+def test_stored_training_is_complete_and_other_seeds_agree(monkeypatch):
     """Eight new seeds of the first 125 steps on Gaussian tasks, at five records of four modes."""
     folder = resources.files("icl_lib.data")
     with resources.as_file(folder / "dynamics.csv") as path:
@@ -89,26 +85,13 @@ def test_stored_training_is_complete_and_other_seeds_agree(full_size, monkeypatc
     assert len(scores) == 20 and np.abs(scores).max() < deviation_limit(len(scores), 8)
 
 
-@pytest.fixture(scope="module")
-def transformers_tool():
-    folder = ROOT / "book" / "tools"
-    spec = importlib.util.spec_from_file_location("full_size_transformers", folder / "full_size_transformers.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
 @pytest.mark.parametrize("experiment", ["emergence", "grokking"])
-def test_stored_measures_are_complete_and_the_provenance_says_how(transformers_tool, experiment):
+def test_stored_measures_are_complete_and_the_provenance_says_how(experiment):
     folder = resources.files("icl_lib.data")
     with resources.as_file(folder / f"{experiment}.csv") as path:
         table = pd.read_csv(path)
     about = json.loads((folder / f"{experiment}.json").read_text())
-    runs = transformers_tool.RUNS[experiment]
+    runs = full_size_transformers.RUNS[experiment]
     assert list(about["sizes"]) == list(runs) == list(table.run.unique()) and about["rows"] == len(table)
     assert {"command", "seconds_of_last_call", "date", "python", "versions", "device"} <= set(about)
     assert (ROOT / about["command"].split()[1]).is_file()
@@ -124,18 +107,21 @@ def test_stored_measures_are_complete_and_the_provenance_says_how(transformers_t
             assert not rows.isna().any(axis=None)
 
 
-def test_measures_of_a_run_trained_again_are_the_stored_ones(transformers_tool):
-    """One seed of copying for 240 steps, every column but those that refer to the end of training."""
-    with resources.as_file(resources.files("icl_lib.data") / "emergence.csv") as path:
+@pytest.mark.parametrize(
+    ("experiment", "name", "seed", "last"), [("emergence", "2 layers", 4, 80), ("grokking", "sums", 6, 0)]
+)
+def test_measures_of_a_run_trained_again_are_the_stored_ones(experiment, name, seed, last):
+    """Every column that does not refer to the end of training, while rounding has not yet been blown up."""
+    with resources.as_file(resources.files("icl_lib.data") / f"{experiment}.csv") as path:
         table = pd.read_csv(path)
-    task, architecture, how, _ = transformers_tool.RUNS["emergence"]["2 layers"]
-    generators = [torch.Generator().manual_seed(4)]
-    run = transformers.train(task, architecture, generators=generators, **(how | {"n_steps": 240}))
-    fresh = {name: column[:, 0].numpy() for name, column in transformers_tool.measures(run, task, architecture).items()}
-    rows = table[(table.run == "2 layers") & (table.seed == 4) & (table.step <= 80)]
-    for name in fresh:
-        if "distance" not in name:
-            seen = fresh[name][: len(rows)]
-            np.testing.assert_allclose(seen, rows[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    other = table[(table.run == "2 layers") & (table.seed == 5) & (table.step <= 80)]
-    assert np.abs(fresh["loss"][:5] - other.loss).max() > 1e-3  # another seed is told apart
+    task, architecture, how, _ = full_size_transformers.RUNS[experiment][name]
+    generators = [torch.Generator().manual_seed(seed)]
+    run = transformers.train(task, architecture, generators=generators, **(how | {"n_steps": max(last, 20)}))
+    fresh = full_size_transformers.measures(run, task)
+    rows, others = (table[(table.run == name) & (table.seed == s) & (table.step <= last)] for s in (seed, seed + 1))
+    for column, values in fresh.items():
+        if "distance" not in column:
+            seen = values[: len(rows), 0].numpy()
+            np.testing.assert_allclose(seen, rows[column], rtol=1e-3, atol=1e-4, err_msg=column)
+    loss = next(column for column in fresh if column.endswith("loss"))
+    assert np.abs(fresh[loss][: len(rows), 0].numpy() - others[loss].to_numpy()).max() > 1e-3  # another seed is told apart

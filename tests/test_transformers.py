@@ -209,26 +209,6 @@ def test_emergence_window_of_a_known_curve():
     assert transformers.emergence_window(t[:36], rise[:36]) == (700, 640, 700)  # cut off at the end
 
 
-def test_in_context_learning_emerges():
-    """One seed: a plateau, then a sharp rise to more than .99 on held-out sequences."""
-    run = transformers.train(Repeats(), Architecture(scale=0.05), generators=sources(3), n_steps=800, **EMERGENCE)
-    accuracy = run.accuracy["held_out"][:, 0]
-    assert accuracy[run.steps <= 200].max() < 0.4 and accuracy.max() > 0.99
-    steepest, first, last = transformers.emergence_window(run.steps, accuracy)
-    assert 400 <= steepest <= 650 and last - first <= 200
-
-
-def test_a_sum_is_memorised_first_and_understood_later():
-    """One seed: all training sums are right at step 60 and no held-out one; almost all of these 200 steps later."""
-    model = Architecture(layers=1, heads=4, dim=48, width=128)
-    run = transformers.train(ModularAddition(), model, generators=sources(6), n_steps=300, **GROKKING)
-    train, held_out = run.accuracy["train"][:, 0], run.accuracy["held_out"][:, 0]
-    early = run.steps == 60
-    assert train[early] > 0.99 and held_out[early] < 0.1 and held_out.max() > 0.95
-    frequencies = spectral.frequency_count(run.weights["embed"][:, 0, :31])
-    assert frequencies[0] > 14 and frequencies[-1] < 6
-
-
 def test_training_stays_on_its_device_and_in_its_dtype():
     """On an accelerator where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -117,10 +117,10 @@ def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]
     return errors
 
 
-def record(options: str, seeds: int, rows: int, started: float) -> dict[str, Any]:
+def record(command: str, seeds: int, rows: int, started: float) -> dict[str, Any]:
     """How stored rows were made: the command, its seeds and time, and the versions of what ran."""
     return {
-        "command": f"python book/tools/full_size.py {options} --seeds {seeds}",
+        "command": f"python book/tools/{command}",
         "seeds": seeds,
         "rows": rows,
         "seconds": round(time.time() - started),
@@ -146,7 +146,9 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
     }
     others = [run for run in provenance["runs"] if run["n"] != point["n"]]
     ratio = point["n"] / point["dim"] ** 2
-    run = {"n": point["n"]} | record(f"--only equivalence --ratios {ratio:g}", seeds, len(long), started)
+    run = {"n": point["n"]} | record(
+        f"full_size.py --only equivalence --ratios {ratio:g} --seeds {seeds}", seeds, len(long), started
+    )
     provenance["runs"] = sorted([*others, run], key=lambda run: run["n"])
     if table.exists():
         old = pd.read_csv(table)
@@ -175,7 +177,7 @@ def store_learning(seeds: int, jobs: int | None) -> None:
         "function": f"{Path(__file__).name}:{learning.__name__}",
         "setting": f"{N_TASKS} tasks, 1 / T_1 = {STEP_SIZE}; eigenvalues from 1 to the smallest in geometric steps",
         "sizes": RUNS,
-    } | record("--only dynamics", seeds, len(table), started)
+    } | record(f"full_size.py --only dynamics --seeds {seeds}", seeds, len(table), started)
     (DATA / "dynamics.json").write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ from full_size import DATA, ROOT, record
 from torch import Tensor
 
 from icl_lib import spectral, transformers
-from icl_lib.sequences import ModularAddition, Repeats
+from icl_lib.sequences import Examples, ModularAddition, Repeats
 from icl_lib.transformers import Architecture, Trajectory
 
 SMALL = {"n_steps": 1500, "learning_rate": 3e-3, "weight_decay": 0.01}
@@ -51,12 +51,12 @@ RUNS: dict[str, dict[str, tuple[Any, Architecture, dict[str, Any], range]]] = {
 }
 
 
-def head_tables(run: Trajectory, circuits: tuple[str, ...], skip: int = 2) -> dict[str, Tensor]:
+def head_tables(run: Trajectory, circuits: tuple[str, ...]) -> dict[str, Tensor]:
     """Means over the heads of a layer, (times, runs): rank, marginalised rank, distance to the end and to half-time."""
     columns = {}
     for circuit in circuits:
         left, right = transformers.attention_factors(run.weights, circuit)
-        tables = {"rank": spectral.product_rank(left, right), "marginal": spectral.product_rank(left, right, skip)}
+        tables = {"rank": spectral.product_rank(left, right), "marginal": spectral.product_rank(left, right, 2)}
         for name, t in {"end": -1, "half": len(run.steps) // 2}.items():
             reference = left[t].double() @ right[t].double()
             # the row space of a product is that of its right factor
@@ -91,7 +91,7 @@ def copying(run: Trajectory) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def circuit(run: Trajectory, task: ModularAddition, architecture: Architecture, device: str) -> dict[str, Tensor]:
+def circuit(run: Trajectory, task: ModularAddition) -> dict[str, Tensor]:
     """What the key frequencies, those above an equal share of the embedding's power, do; shape (times, runs).
 
     Their number; the held-out accuracy with nothing else left in the embedding besides its mean, without them, and
@@ -106,10 +106,8 @@ def circuit(run: Trajectory, task: ModularAddition, architecture: Architecture, 
     seeds = run.weights["embed"].shape[1]
     rows = []
     for seed in range(seeds):
-        g = torch.Generator(device).manual_seed(seed)
-        transformers.initial_weights(task, architecture, generators=[g])  # drawn before the split
-        seen = task.sets(generator=g)["train"].tokens.cpu()
-        held = torch.ones(p, p, dtype=torch.bool).index_put((seen[:, 0], seen[:, 1]), torch.tensor(False)).flatten()
+        a, b, _ = run.sets["held_out"].tokens[seed].T
+        held = torch.zeros(p, p, dtype=torch.bool).index_put((a, b), torch.tensor(True)).flatten()
         for time_ in range(len(run.steps)):
             weights = {name: table[time_, seed : seed + 1].double() for name, table in run.weights.items()}
             waves = torch.fft.rfft(weights["embed"][0, :p], dim=0)
@@ -135,7 +133,7 @@ def circuit(run: Trajectory, task: ModularAddition, architecture: Architecture, 
     return {name: torch.stack([row[name] for row in rows]).view(seeds, -1).mT for name in rows[0]}
 
 
-def measures(run: Trajectory, task: Any, architecture: Architecture, device: str = "cpu") -> dict[str, Tensor]:
+def measures(run: Trajectory, task: Repeats | ModularAddition) -> dict[str, Tensor]:
     """All columns of a table, (times, runs) each; the curvature of the loss follows from the loss."""
     if isinstance(task, Repeats):
         columns = {"accuracy": run.accuracy["held_out"], "loss": run.loss["held_out"]} | copying(run)
@@ -145,7 +143,7 @@ def measures(run: Trajectory, task: Any, architecture: Architecture, device: str
     columns["frequencies"] = spectral.frequency_count(run.weights["embed"][:, :, :-1])  # not of the equals sign
     summed = transformers.attention_factors(run.weights, "OV", summed=True)
     columns["ov_summed_rank"] = spectral.product_rank(*summed)[..., 0]
-    columns |= circuit(run, task, architecture, device)
+    columns |= circuit(run, task)
     return columns | head_tables(run, ("QK", "OV"))
 
 
@@ -159,9 +157,10 @@ def store(experiment: str, device: str) -> None:
         slug = re.sub(r"\W+", "-", f"{experiment} {name} {device}")
         file = ROOT / ".icl_store" / "transformers" / f"{slug}.pt"
         run = transformers.train(task, architecture, generators=generators, **how, store=file)
-        weights = {key: table.cpu() for key, table in run.weights.items()}
-        scores = ({key: table.cpu() for key, table in part.items()} for part in (run.loss, run.accuracy))
-        columns = measures(Trajectory(run.steps.cpu(), weights, *scores), task, architecture, device)
+        parts = (run.weights, run.loss, run.accuracy)
+        weights, loss, accuracy = ({key: table.cpu() for key, table in part.items()} for part in parts)
+        sets = {key: Examples(*(x.cpu() for x in vars(part).values())) for key, part in run.sets.items()}
+        columns = measures(Trajectory(run.steps.cpu(), weights, loss, accuracy, sets), task)
         index: dict[str, Any] = {"run": name, "seed": torch.tensor(seeds).repeat(len(run.steps))}
         index["step"] = run.steps.cpu().repeat_interleave(len(seeds))
         frames.append(pd.DataFrame(index | {key: table.flatten().double().numpy() for key, table in columns.items()}))
@@ -172,9 +171,9 @@ def store(experiment: str, device: str) -> None:
     losses = {name: table[name].map("{:.6g}".format) for name in columns if name.endswith("loss")}  # compared closely
     table.assign(**losses).to_csv(DATA / f"{experiment}.csv", index=False, float_format="%.4g")
     about = {"function": f"{Path(__file__).name}:{measures.__name__}", "sizes": settings, "device": device}
-    about |= record(f"--only {experiment}", int(table.seed.nunique()), len(table), started)
+    command = f"{Path(__file__).name} --only {experiment} --device {device}"
+    about |= record(command, int(table.seed.nunique()), len(table), started)
     about["seconds_of_last_call"] = about.pop("seconds")  # trainings found in the store take none
-    about["command"] = f"python book/tools/{Path(__file__).name} --only {experiment} --device {device}"
     (DATA / f"{experiment}.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
