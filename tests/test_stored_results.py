@@ -124,4 +124,6 @@ def test_measures_of_a_run_trained_again_are_the_stored_ones(experiment, name, s
             seen = values[: len(rows), 0].numpy()
             np.testing.assert_allclose(seen, rows[column], rtol=1e-3, atol=1e-4, err_msg=column)
     loss = next(column for column in fresh if column.endswith("loss"))
-    assert np.abs(fresh[loss][: len(rows), 0].numpy() - others[loss].to_numpy()).max() > 1e-3  # another seed is told apart
+    assert (
+        np.abs(fresh[loss][: len(rows), 0].numpy() - others[loss].to_numpy()).max() > 1e-3
+    )  # another seed is told apart
