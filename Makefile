@@ -1,6 +1,6 @@
 # The commands of the book. `make` alone lists them; the first one that needs it sets up .venv.
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks lint bench paper serve clean mathjax
+.PHONY: help book test test-slow notebooks lint bench paper serve clean mathjax
 
 PY    := .venv/bin/python
 STAMP := .venv/.stamp
@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up .venv: a few minutes and 1.6 GB (more where torch comes with CUDA)."
@@ -37,8 +37,12 @@ book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book in
 
 test: $(STAMP) $(if $(CI),,notebooks)  ## run the unit tests with coverage, then every notebook
 	@echo "Running the unit tests, then all notebooks cell by cell."
-	$(PY) -m pytest tests -n $(JOBS) --dist loadfile --cov icl_lib --cov-report term-missing:skip-covered
+	$(PY) -m pytest tests -m "not slow" -n $(JOBS) --dist loadfile --cov icl_lib --cov-report term-missing:skip-covered
 	$(PY) -m pytest notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -n $(JOBS) --dist loadfile
+
+test-slow: $(STAMP)  ## run the tests that take long: kills, workers, a small Dask cluster
+	@echo "Running the slow tests."
+	$(PY) -m pytest tests -m slow -n $(JOBS) --dist loadfile
 
 notebooks: $(STAMP)  ## write notebooks/*.ipynb from notebooks/*.md
 	@echo "Writing the notebooks from their Markdown sources."

@@ -88,6 +88,12 @@ def all_finite(value: Tensor) -> bool:
     return value.device.type == "meta" or bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())
 
 
+def memory(budget: Any, need: Number, what: str) -> None:
+    """Refuse work that would take more bytes than a budget allows; no budget allows everything."""
+    if budget is not None and need > number("memory", budget, above=0.0):
+        raise MemoryError(f"{what} needs about {need / 1e9:.3g} GB, and memory allows {budget / 1e9:.3g} GB")
+
+
 def instance(name: str, value: Any, kind: type) -> Any:
     """An object of the given class."""
     if not isinstance(value, kind):

@@ -13,14 +13,23 @@ from torch import Tensor
 from icl_lib import _check, hermite
 from icl_lib._check import Number
 from icl_lib.prompts import Prompts, Summaries
-from icl_lib.ridge import check_penalties, ridge_path, solve
+from icl_lib.ridge import check_penalties, ridge_bytes, ridge_path, solve, solve_bytes
 from icl_lib.tasks import TaskPrior
 
-__all__ = ["HermiteTwin", "LinearTransformer", "RandomTransformer", "dmmse", "icl_error", "population_error"]
+__all__ = [
+    "HermiteTwin",
+    "LinearTransformer",
+    "RandomTransformer",
+    "dmmse",
+    "icl_error",
+    "population_error",
+    "training_memory",
+]
 
 Penalty = Number | Sequence[Number]
 PRIMAL_FROM = 1.2  # the Gram matrix of the features is cheaper than that of the prompts from n = 1.2 d (d + 1) on
-ROWS = 1024  # prompts whose features exist at the same time
+ROWS = 1024  # prompts whose features, or temporaries of whose activations, exist at the same time
+TEMPORARIES = 6  # arrays of the size of the pre-activations that an activation or a polynomial may make
 SMALL = 128  # prompts whose misfits to every task of a pool exist at the same time
 
 
@@ -169,6 +178,46 @@ def dmmse(prompts: Prompts, pool: Float[Tensor, "K d"], *, noise: Number) -> Flo
     return torch.cat(guesses)
 
 
+def training_memory(
+    dim: int, n_prompts: int, width: int, *, dtype: torch.dtype = torch.float32, penalties: int = 1
+) -> int:
+    """Bytes that a :class:`RandomTransformer` and one call of its ``fit`` take at the worst.
+
+    With s bytes a number and for fewer than 13 penalties these are, up to one block of prompts,
+
+    .. math:: s \\, k d (d + 1) + s \\, n k + c \\, \\min(n, k)^2
+
+    for the first layer, the activations, and the Gram matrices with their factors; c is 32 in float32, where a float64
+    copy may be needed, and 28 in float64. A sweep needs this much in each worker, and about 0.3 GB for Python and torch
+    besides.
+
+    Args:
+        dim: dimension d of the inputs.
+        n_prompts: number n of prompts.
+        width: number k of neurons.
+        dtype: of the first layer and of the activations.
+        penalties: number of positive penalties in one call of ``fit``.
+
+    Returns:
+        The estimate, in bytes.
+
+    Raises:
+        ValueError: for sizes below 1 or another dtype.
+
+    Source: [this book, "Running at scale"]
+    """
+    dim, width = _check.integer("dim", dim), _check.integer("width", width)
+    n, penalties = _check.integer("n_prompts", n_prompts), _check.integer("penalties", penalties)
+    return _bytes(dim, n, width, _check.dtype(dtype), [1.0] * penalties)
+
+
+def _bytes(dim: int, n: int, width: int, dtype: torch.dtype, penalties: Sequence[Number]) -> int:
+    """As :func:`training_memory`, for given penalties: one that is 0 takes a singular value decomposition."""
+    block = dtype.itemsize * min(ROWS, n) * max(dim * (dim + 1), TEMPORARIES * width)
+    held = dtype.itemsize * width * (dim * (dim + 1) + n)
+    return held + max(block, ridge_bytes((n, width), dtype, penalties))
+
+
 class LinearTransformer:
     """Linear attention with one matrix, trained by ridge regression on vec(H_Z).
 
@@ -180,12 +229,13 @@ class LinearTransformer:
 
     Args:
         intercept: fit a constant besides the matrix.
+        memory: bytes that :meth:`fit` may take besides the summaries; any number if missing.
 
     Source: [Lu25, reduced linear attention; DD25a, linear baseline]
     """
 
-    def __init__(self, intercept: bool = False) -> None:
-        self.intercept = intercept
+    def __init__(self, intercept: bool = False, *, memory: Number | None = None) -> None:
+        self.intercept, self.memory = intercept, memory
         self.gamma: Tensor | None = None
         self.offset: Tensor | None = None
 
@@ -203,6 +253,7 @@ class LinearTransformer:
 
         Raises:
             ValueError: if the penalty is not positive, or too small to solve in float64.
+            MemoryError: if it would take more bytes than ``memory``; nothing large has been made by then.
 
         Source: [Lu25, ridge estimate of Gamma; conventions: this book, notation]
         """
@@ -210,14 +261,14 @@ class LinearTransformer:
         _check.instance("summaries", summaries, Summaries)
         if summaries.query.ndim != 2:
             raise ValueError(f"query has shape {tuple(summaries.query.shape)}, expected (n, d)")
+        n, size = len(summaries), summaries.dim * (summaries.dim + 1)
+        dual = n < PRIMAL_FROM * size
+        need = solve_bytes(n if dual else size, torch.float64, len(penalties)) + 24 * size * min(ROWS, n)
+        _check.memory(self.memory, need, f"a linear Transformer with {size} weights and {n} prompts")
         x, b, y = summaries.query.double(), summaries.summary.double(), summaries.answer.double()
         mean_y = y.mean() if self.intercept else torch.zeros((), dtype=y.dtype, device=y.device)
         mean_h = (x.mT @ b) / len(summaries) if self.intercept else torch.zeros_like(x[:1].mT @ b[:1])
-        if len(summaries) < PRIMAL_FROM * mean_h.numel():
-            gammas = _dual_fit(x, b, y - mean_y, mean_h, penalties)
-        else:
-            gammas = _primal_fit(x, b, y - mean_y, mean_h, penalties)
-        gamma = torch.stack(gammas)
+        gamma = torch.stack((_dual_fit if dual else _primal_fit)(x, b, y - mean_y, mean_h, penalties))
         offset = mean_y - (gamma * mean_h).sum((-1, -2))
         many = isinstance(penalty, Sequence)
         self.gamma, self.offset = (gamma, offset) if many else (gamma[0], offset[0])
@@ -254,9 +305,12 @@ class RandomTransformer:
         activation: :math:`\\sigma`, a name in ``hermite.ACTIVATIONS`` or a callable.
         generator: source of F, and later of the twin's noise.
         dtype: of F and of the features; float32 halves time and memory, and the read-out is still solved in float64.
+        memory: bytes that the model and its training may take; any number if missing. :func:`training_memory` tells
+            how many it takes.
 
     Raises:
         ValueError: for sizes below 1, an unknown activation or another dtype.
+        MemoryError: if F would take more bytes than ``memory``.
 
     Source: [DD25a, random Transformer]
     """
@@ -269,12 +323,14 @@ class RandomTransformer:
         *,
         generator: torch.Generator,
         dtype: torch.dtype = torch.float64,
+        memory: Number | None = None,
     ) -> None:
         self.dim, self.width = _check.integer("dim", dim), _check.integer("width", width)
         self.activation = hermite.activation(activation)
         self.generator = _check.random("generator", generator)
-        _check.dtype(dtype)
+        self.memory = memory
         size = (self.width, self.dim * (self.dim + 1))
+        _check.memory(memory, math.prod(size) * _check.dtype(dtype).itemsize, f"a first layer of shape {size}")
         self.first = torch.randn(size, generator=generator, device=generator.device, dtype=dtype)  # sqrt(t) F
         self.trace: float | None = None
         self.weights: Tensor | None = None
@@ -293,8 +349,7 @@ class RandomTransformer:
         prompts = summaries.to(self.first.device, self.first.dtype)
         trace = summaries.trace if self.trace is None else self.trace
         out = torch.empty(len(prompts), self.width, dtype=self.first.dtype, device=self.first.device)
-        for start in range(0, len(prompts), ROWS):
-            rows = slice(start, start + ROWS)
+        for rows in _blocks(len(prompts)):
             torch.mm(prompts[rows].features(), self.first.mT, out=out[rows])
         return out.mul_(1 / math.sqrt(trace))
 
@@ -303,6 +358,15 @@ class RandomTransformer:
 
         Source: [DD25a, random Transformer]
         """
+        return self._head(preactivations, torch.empty_like(preactivations))
+
+    def _head(self, preactivations: Tensor, out: Tensor) -> Tensor:
+        """The features, a block of prompts at a time; ``out`` may be the pre-activations themselves."""
+        for rows in _blocks(len(preactivations)):
+            out[rows] = self._activate(preactivations[rows])
+        return out
+
+    def _activate(self, preactivations: Tensor) -> Tensor:
         return self.activation(preactivations)
 
     def fit(self, summaries: Summaries, penalty: Penalty, *, preactivations: Tensor | None = None) -> RandomTransformer:
@@ -319,12 +383,17 @@ class RandomTransformer:
 
         Raises:
             ValueError: for a negative penalty, another dimension, or pre-activations of another shape.
+            MemoryError: if it would take more bytes than the model's ``memory``; nothing large has been made by then.
 
         Source: [DD25a, training of the second layer]
         """
         values = check_penalties(penalty if isinstance(penalty, Sequence) else [penalty])
-        self.trace = _check.instance("summaries", summaries, Summaries).trace
-        path = ridge_path(self.features(self._inputs(summaries, preactivations)), summaries.answer, values)
+        n = len(_check.instance("summaries", summaries, Summaries))
+        need = _bytes(self.dim, n, self.width, self.first.dtype, values)
+        need += 0 if preactivations is None else preactivations.nbytes  # these exist besides
+        _check.memory(self.memory, need, f"a random Transformer with {self.width} neurons and {n} prompts")
+        self.trace = summaries.trace
+        path = ridge_path(self._seen(summaries, preactivations), summaries.answer, values)
         self.weights = path if isinstance(penalty, Sequence) else path[0]
         return self
 
@@ -338,7 +407,7 @@ class RandomTransformer:
         """
         if self.weights is None:
             raise ValueError("the model is not trained, expected a call of fit before predict")
-        features = self.features(self._inputs(summaries, preactivations))
+        features = self._seen(summaries, preactivations)
         weights = self.weights.to(features.dtype)
         return (weights @ features.mT).double()
 
@@ -429,13 +498,15 @@ class RandomTransformer:
         stepped.trace, stepped.weights = None, None
         return stepped
 
-    def _inputs(self, summaries: Summaries, preactivations: Tensor | None) -> Tensor:
+    def _seen(self, summaries: Summaries, preactivations: Tensor | None) -> Tensor:
+        """The features of the prompts; pre-activations that are given stay as they are."""
         if preactivations is None:
-            return self.preactivations(summaries)
+            own = self.preactivations(summaries)
+            return self._head(own, own)
         _check.array("preactivations", preactivations, shape=(len(summaries), self.width))
         if not torch.allclose(self.preactivations(summaries[:1]), preactivations[:1].to(self.first), 1e-3, 1e-3):
             raise ValueError("preactivations differ from those of the summaries, expected the same prompts and trace")
-        return preactivations
+        return self.features(preactivations)
 
 
 class HermiteTwin(RandomTransformer):
@@ -456,7 +527,8 @@ class HermiteTwin(RandomTransformer):
     def __init__(self, parent: RandomTransformer, degree: int) -> None:
         _check.instance("parent", parent, RandomTransformer)
         self.dim, self.width, self.activation = parent.dim, parent.width, parent.activation
-        self.generator, self.first, self.trace = parent.generator, parent.first, parent.trace
+        self.generator, self.memory = parent.generator, parent.memory
+        self.first, self.trace = parent.first, parent.trace
         self.expansion = hermite.expand(parent.activation, degree)
         self.weights = None
 
@@ -465,6 +537,9 @@ class HermiteTwin(RandomTransformer):
 
         Source: [DD25a, equivalent Hermite model]
         """
+        return super().features(preactivations)
+
+    def _activate(self, preactivations: Tensor) -> Tensor:
         return self.expansion.activate(preactivations, generator=self.generator)
 
     def gradient(self, summaries: Summaries, *, readout: Float[Tensor, " width"]) -> Float[Tensor, "width features"]:
@@ -476,6 +551,16 @@ class HermiteTwin(RandomTransformer):
         Source: [DD25b, equivalent Hermite model after the step]
         """
         raise ValueError("the model is a Hermite twin, expected its parent: take the step first, then make the twin")
+
+
+def _blocks(n: int) -> list[slice]:
+    """Blocks of prompts that give the same numbers as one block, noise included, on the CPU.
+
+    There torch draws normal numbers sixteen at a time: a block is a multiple of sixteen, and the last one, which takes
+    the rest, has at least sixteen.
+    """
+    ends = [*range(ROWS, n - 15, ROWS), n]
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _slope(function: hermite.Function, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -499,7 +584,7 @@ def _dual_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list[f
     kernel = (x @ x.mT).mul_(b @ b.mT)
     if mean_h.any():
         row = ((x @ mean_h) * b).sum(-1)
-        kernel += (mean_h * mean_h).sum() - row[:, None] - row
+        kernel.add_((mean_h * mean_h).sum() - row[:, None]).sub_(row)
     solutions = solve(kernel, y, penalties, lambda v: kernel @ v)
     return [x.mT @ (v[:, None] * b) - v.sum() * mean_h for v in solutions]
 
@@ -510,15 +595,15 @@ def _primal_fit(x: Tensor, b: Tensor, y: Tensor, mean_h: Tensor, penalties: list
     e = b.shape[1]
     i, j = torch.triu_indices(d, d, device=x.device)
     a, c = torch.triu_indices(e, e, device=x.device)
-    unique = torch.zeros(i.numel(), a.numel(), dtype=x.dtype, device=x.device)
+    gram = torch.zeros(i.numel(), a.numel(), dtype=x.dtype, device=x.device)
     for start in range(0, n, ROWS):
         u, v = x[start : start + ROWS], b[start : start + ROWS]
-        unique.addmm_((u[:, i] * u[:, j]).mT, v[:, a] * v[:, c])
+        gram.addmm_((u[:, i] * u[:, j]).mT, v[:, a] * v[:, c])
     left = torch.empty(d, d, dtype=torch.long, device=x.device)
     left[i, j] = left[j, i] = torch.arange(i.numel(), device=x.device)
     right = torch.empty(e, e, dtype=torch.long, device=x.device)
     right[a, c] = right[c, a] = torch.arange(a.numel(), device=x.device)
-    gram = unique[left[:, None, :, None], right[None, :, None, :]].reshape(d * e, d * e)
-    gram = gram - n * torch.outer(mean_h.flatten(), mean_h.flatten())
+    gram = gram[left[:, None, :, None], right[None, :, None, :]].reshape(d * e, d * e)
+    gram.addr_(mean_h.flatten(), mean_h.flatten(), alpha=-n)
     target = (x.mT @ (y[:, None] * b)).flatten() - y.sum() * mean_h.flatten()
     return [v.view(d, e) for v in solve(gram, target, penalties, lambda v: gram @ v)]

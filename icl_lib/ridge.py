@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -18,7 +19,7 @@ EIGEN_FROM = 13  # from so many penalties on, one eigendecomposition is cheaper 
 COARSE = 2e-7  # a float32 factor is refined fast for penalties above so many traces
 REFINEMENTS = 8
 TINY = 1e-300
-ROWS = 2048  # rows of float32 features that are widened to float64 at a time
+ROWS = 2048  # rows or columns of float32 features that are widened to float64 at a time
 
 
 def ridge(
@@ -53,6 +54,8 @@ def ridge_path(
     features: Float[Tensor, "*batch n k"],
     targets: Float[Tensor, "*batch n"],
     penalties: Sequence[Number] | Float[Tensor, " n_penalties"],
+    *,
+    memory: Number | None = None,
 ) -> Float[Tensor, "*batch n_penalties k"]:
     """Ridge regression for several penalties that share one Gram matrix.
 
@@ -60,12 +63,14 @@ def ridge_path(
         features: X, shape ``(..., n, k)``, float32 or float64.
         targets: y, shape ``(..., n)``.
         penalties: coefficients of the squared norm, each at least 0.
+        memory: bytes that may be taken besides the features; any number if missing.
 
     Returns:
         Weights of shape ``(..., n_penalties, k)``, float64, in the order of the penalties.
 
     Raises:
         ValueError: as :func:`ridge`.
+        MemoryError: if more bytes than ``memory`` would be needed at the worst; nothing large has been made by then.
 
     Source: [DD25a, training of the read-out; penalty convention: this book, notation]
     """
@@ -74,6 +79,8 @@ def ridge_path(
     if features.shape[:-1] != targets.shape:
         raise ValueError(f"targets has shape {tuple(targets.shape)}, expected {tuple(features.shape[:-1])}")
     values = check_penalties(penalties)
+    need = ridge_bytes(tuple(features.shape), features.dtype, values)
+    _check.memory(memory, need, f"ridge regression on features of shape {tuple(features.shape)}")
     y = targets.double()
     dual = features.shape[-2] < features.shape[-1]
     slim = features.dtype == torch.float32
@@ -83,8 +90,14 @@ def ridge_path(
         return _gram_times(features, v, dual)
 
     def exact() -> Tensor:
-        wide = features.double()
-        return wide @ wide.mT if dual else wide.mT @ wide
+        total = torch.zeros(single.shape, dtype=torch.float64, device=features.device)
+        for matrix, rows in zip(
+            total.view(-1, *total.shape[-2:]), features.reshape(-1, *features.shape[-2:]), strict=True
+        ):
+            for block in rows.split(ROWS, dim=1 if dual else 0):
+                wide = block.double()
+                matrix.addmm_(*((wide, wide.mT) if dual else (wide.mT, wide)))
+        return total
 
     right = y if dual else _transposed_times(features, y)
     positive = [value for value in values if value > 0]
@@ -97,6 +110,25 @@ def ridge_path(
         else:
             paths.append((torch.linalg.pinv(features.double()) @ y[..., None])[..., 0])
     return torch.stack(paths, dim=-2)
+
+
+def solve_bytes(size: int, dtype: torch.dtype, n_penalties: int) -> int:
+    """Bytes that :func:`solve` takes at the worst for so many unknowns, the Gram matrix included.
+
+    With a Cholesky factor: the shifted matrix and its factor in float64, beside the last factor in float32. With an
+    eigendecomposition: the vectors and LAPACK's workspace of two matrices. With float32 features, which may prove too
+    coarse, also the Gram matrix in float64, and the vectors of the coarse one.
+    """
+    slim, eigen = dtype == torch.float32, n_penalties >= EIGEN_FROM
+    return size**2 * ((12 if slim else 8) + (24 + 8 * slim if eigen else 20))
+
+
+def ridge_bytes(shape: Sequence[int], dtype: torch.dtype, penalties: Sequence[Number]) -> int:
+    """Bytes that :func:`ridge_path` takes at the worst besides the features."""
+    *batch, n, k = shape
+    wide = 8 * min(ROWS * max(n, k), n * k)  # a block of float64
+    pseudo = 56 * n * k if 0 in penalties else 0  # copies and factors of a singular value decomposition
+    return math.prod(batch) * max(solve_bytes(min(n, k), dtype, len(penalties)) + wide, pseudo)
 
 
 def check_penalties(penalties: Sequence[Number] | Tensor) -> list[float]:

@@ -1,7 +1,7 @@
 """Monte Carlo experiments: every point of a grid with every seed, in parallel, resumed after any interruption.
 
-:func:`run` makes the table, :func:`summarise` turns it into means and standard errors, and
-:func:`largest_deviation` with :func:`deviation_limit` says whether these agree with a formula.
+:func:`run` makes the table, :func:`status` tells how far it is, :func:`summarise` turns it into means and
+standard errors, and :func:`largest_deviation` with :func:`deviation_limit` says whether these agree with a formula.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, EllipsisType, FunctionType, ModuleType
@@ -28,7 +29,7 @@ import torch
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["deviation_limit", "largest_deviation", "run", "summarise"]
+__all__ = ["deviation_limit", "largest_deviation", "run", "status", "summarise"]
 
 # The part of this package that makes numbers, as it was when it was imported: stored results depend on it.
 _SCIENCE = sorted(path for path in Path(__file__).parent.glob("*.py") if path.stem not in ("chapter", "plotting"))
@@ -52,7 +53,7 @@ def run(
 
     With a store, each result is written by the worker that found it, as soon as it is found, to a small JSON file
     of its own with a checksum. A kill loses only evaluations in progress (and may leave a ``.tmp`` file, which is
-    ignored); damaged files are computed again.
+    ignored); damaged files are computed again. After Ctrl-C, a kill or an error the same call goes on from there.
     A result is reused only if nothing known to have made it has changed: point and seed; the sources of this package;
     the versions of Python's bytecode, numpy, scipy and torch; the code of ``function``, its defaults, the arguments
     bound by ``functools.partial``, captured variables, and the globals that it reads, with the functions and classes
@@ -67,7 +68,8 @@ def run(
         seeds: a number n, for the seeds 0 to n−1, or distinct integers.
         store: directory of finished results, created if missing; several runs may share it.
         n_jobs: number of worker processes, −1 for all cores; ``None`` stays in this process, unless
-            ``joblib.parallel_config`` has set another backend (a Dask cluster, say).
+            ``joblib.parallel_config`` has set another backend (a Dask cluster, say, whose workers then need the
+            store under the same path, and the same versions).
         progress: show a bar on the standard error; ``None`` shows it only in an interactive terminal.
 
     Returns:
@@ -77,8 +79,10 @@ def run(
     Raises:
         ValueError: if grid, seeds or n_jobs are malformed, a result is not made of scalars or repeats a name of the
             grid, or the store cannot tell what ``function`` depends on.
-        RuntimeError: from the error that ``function`` raised, naming point and seed; stored results stay.
+        RuntimeError: from the error that ``function`` raised, naming point and seed; if a worker process was killed;
+            or if a worker has other versions than this process. Stored results stay.
         OSError: if the store cannot be written to.
+        KeyboardInterrupt: at Ctrl-C, with the number of stored results. They stay.
 
     Source: [this book, "How to read and run this book"]
     """
@@ -91,18 +95,65 @@ def run(
     pairs = list(itertools.product(_points(grid), _seeds(seeds)))
     identity = {} if store is None else _identity(function)
     directory = None if store is None else _open(store)
-    headers = [{**identity, "point": dict(sorted(point.items())), "seed": seed} for point, seed in pairs]
+    headers = [_header(identity, point, seed) for point, seed in pairs]
     results = [None if directory is None else _read(directory, header) for header in headers]
     waiting = [index for index, result in enumerate(results) if result is None]
 
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
     calls = (joblib.delayed(_evaluate)(function, *pairs[index], directory, headers[index]) for index in waiting)
     shown = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=len(pairs), initial=len(pairs) - len(waiting), disable=not shown) as bar:
-        for index, result in zip(waiting, parallel(calls) if waiting else (), strict=True):
-            results[index] = result
-            bar.update()
+    threads = torch.get_num_threads()
+    try:
+        with tqdm(total=len(pairs), initial=len(pairs) - len(waiting), disable=not shown) as bar:
+            for index, result in zip(waiting, parallel(calls) if waiting else (), strict=True):
+                results[index] = result
+                bar.update()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {_kept(directory, headers)}") from None
+    except Exception as error:
+        if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":  # of joblib, of Dask
+            cause = f"a worker process died, killed from outside or out of memory; {_kept(directory, headers)}"
+            raise RuntimeError(cause) from error
+        raise
+    finally:
+        torch.set_num_threads(threads)
     rows = [{**point, "seed": seed, **(result or {})} for (point, seed), result in zip(pairs, results, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def status(function: Callable[..., Any], grid: Any, seeds: Any, *, store: str | os.PathLike[str]) -> pandas.DataFrame:
+    """What a store holds of a sweep: how many evaluations of each point are done, missing and damaged.
+
+    It counts what :func:`run` with the same arguments would find, changes nothing, and may be called while other
+    processes work on the store.
+
+    Args:
+        function: as in :func:`run`.
+        grid: as in :func:`run`.
+        seeds: as in :func:`run`.
+        store: directory of finished results; one that does not exist holds none.
+
+    Returns:
+        One row per point, in the order of the grid: the point, and the numbers of seeds that are ``done``, ``missing``
+        (no result of this function, library and versions) and ``damaged`` (a file that is not what was written, or
+        cannot be read). :func:`run` computes the missing and the damaged ones.
+
+    Raises:
+        ValueError: as :func:`run`, or if the grid has a name among done, missing and damaged.
+
+    Source: [this book, "Running at scale"]
+    """
+    import pandas as pd
+
+    points, listed = _points(grid), _seeds(seeds)
+    if clash := points[0].keys() & {"done", "missing", "damaged"}:
+        raise ValueError(f"grid has the names {sorted(clash)}, expected no name among done, missing and damaged")
+    identity, directory, rows = _identity(function), _directory(store), []
+    for point in points:
+        headers = [_header(identity, point, seed) for seed in listed]
+        there = [header for header in headers if _path(directory, header).exists()]
+        done = sum(_read(directory, header) is not None for header in there)
+        rows.append({**point, "done": done, "missing": len(listed) - len(there), "damaged": len(there) - done})
     return pd.DataFrame(rows)
 
 
@@ -255,18 +306,17 @@ def _evaluate(
     function: Callable[..., Any], point: dict[str, Any], seed: int, directory: Path | None, header: dict[str, Any]
 ) -> dict[str, Any]:
     """One evaluation, in a worker: on one torch thread, stored at once; another run may have stored it meanwhile."""
-    found = None if directory is None else _read(directory, header)
-    if found is not None:
-        return found
+    if directory is not None:
+        if other := [name for name, expected in header["versions"].items() if _versions()[name] != expected]:
+            raise RuntimeError(f"a worker has another version of {other} than the process that started the sweep")
+        if (found := _read(directory, header)) is not None:
+            return found
     place = f"at point {point}, seed {seed}"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # `run` restores the number: here it would change under a neighbour in another thread
     try:
         result = function(seed=seed, **point)
     except Exception as error:
         raise RuntimeError(f"{_name(function)} failed {place}: {type(error).__name__}: {error}") from error
-    finally:
-        torch.set_num_threads(threads)
     columns = dict(result) if isinstance(result, Mapping) else {"value": result}
     if not columns or result is None or not all(isinstance(name, str) for name in columns):
         raise ValueError(f"the result {place} is {result!r}, expected a number or a mapping from names to scalars")
@@ -283,6 +333,11 @@ def _evaluate(
 
 def _hash(document: Any) -> str:
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()
+
+
+def _header(identity: dict[str, Any], point: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The key of one evaluation."""
+    return {**identity, "point": dict(sorted(point.items())), "seed": seed}
 
 
 def _path(directory: Path, header: dict[str, Any]) -> Path:
@@ -322,9 +377,21 @@ def _write(path: Path, content: bytes) -> None:
         raise OSError(error.errno, f"store {path.parent} cannot be written to: {error.strerror}") from error
 
 
+def _kept(directory: Path | None, headers: list[dict[str, Any]]) -> str:
+    """What an interruption leaves, in words."""
+    if directory is None:
+        return "nothing is kept without a store"
+    done = sum(_read(directory, header) is not None for header in headers)
+    return f"{done} of {len(headers)} results are kept in {directory}, and the same call goes on from there"
+
+
+def _directory(store: str | os.PathLike[str]) -> Path:
+    return Path(store).expanduser().absolute()
+
+
 def _open(store: str | os.PathLike[str]) -> Path:
     """The store's directory, made if missing, and shown to be writable before anything is computed."""
-    directory = Path(store).expanduser().absolute()
+    directory = _directory(store)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -341,11 +408,16 @@ def _name(function: Any) -> str:
     return f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """What makes numbers besides the function, in this process."""
+    return {name: version(name) for name in ("icl-lib", "numpy", "scipy", "torch")} | {"sources": _SOURCES}
+
+
 def _identity(function: Callable[..., Any]) -> dict[str, Any]:
     """The part of the key that all points share: name and fingerprint of the function, and the versions."""
-    versions = {name: version(name) for name in ("icl-lib", "numpy", "scipy", "torch")}
-    fingerprint = _hash([_SOURCES, _describe(function, "function", _name(function).partition(".")[0], set())])
-    return {"function": _name(function), "fingerprint": fingerprint, "versions": versions}
+    fingerprint = _hash(_describe(function, "function", _name(function).partition(".")[0], set()))
+    return {"function": _name(function), "fingerprint": fingerprint, "versions": _versions()}
 
 
 def _describe(value: Any, name: str, package: str, seen: set[int]) -> Any:

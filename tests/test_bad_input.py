@@ -231,6 +231,8 @@ def generators(call: Callable[[object], object]) -> Calls:
     return [(partial(call, v), f"generator is of type {type(v).__name__}, expected") for v in (None, 3, "cpu")]
 
 
+NO_BUDGETS = (math.nan, math.inf, "1", True, 0.0, -1)
+
 HERMITE: Calls = [
     *tensors("x", lambda v: hermite.polynomials(v, 3)),
     *integers("degree", lambda v: hermite.polynomials(X, v), least=0),
@@ -285,6 +287,7 @@ RIDGE: Calls = [
     (lambda: ridge.ridge(X, Y.numpy(), 1.0), "targets is of type ndarray"),
     *numbers("penalty", lambda v: ridge.ridge(X, Y, v), low=-1.0),
     *numbers("penalty", lambda v: ridge.ridge_path(X, Y, [1.0, v]), low=-1e-9),
+    *[(lambda v=v: ridge.ridge_path(X, Y, [1.0], memory=v), f"memory is {v!r}, expected a") for v in NO_BUDGETS],
     (lambda: ridge.ridge(X, Y, 1e-30), "penalty is 1e-30, too small for a system of trace 12"),
     (lambda: ridge.ridge(1e200 * X, Y, 1.0), "features are so large that their products are not finite"),
     (lambda: ridge.ridge_path(1e200 * X, Y, [1.0] * 20), "features are so large that their products are not finite"),
@@ -376,6 +379,10 @@ MODELS: Calls = [
     *tensors("answers", lambda v: models.icl_error(X, v)),
     (lambda: models.icl_error(X, Y), "answers has shape (4,), expected (3)"),
     (lambda: models.icl_error(X, X[:2]), "answers has shape (2, 3), expected (4, 3)"),
+    (lambda: models.training_memory(0, 4, 4), "dim is 0, expected an integer of at least 1"),
+    (lambda: models.training_memory(4, 4, 4, dtype=torch.float16), "dtype is torch.float16, expected"),
+    *[(lambda v=v: network(memory=v), f"memory is {v!r}, expected a") for v in NO_BUDGETS],
+    *[(lambda v=v: linear(memory=v).fit(summaries(), 1.0), f"memory is {v!r}, expected a") for v in NO_BUDGETS],
     *numbers("penalty", lambda v: linear().fit(summaries(), v), low=-1.0)[:2],
     *numbers("penalty", lambda v: linear().fit(summaries(), [1.0, v]), low=-1.0),
     (lambda: linear().fit(summaries(), 0.0), "penalty is 0, expected a number above 0"),
@@ -785,6 +792,9 @@ SWEEPS: Calls = [
     (lambda: sweeps.run(lambda seed, a: X, {"a": [1]}, 2), "expected a number, string, bool or None"),
     (lambda: sweeps.run(lambda seed, a: None, {"a": [1]}, 2), "expected a number or a mapping"),
     (lambda: sweeps.run(lambda seed, a: {"a": 1.0}, {"a": [1]}, 2), "names of the grid"),
+    (lambda: sweeps.status(value, {"a": "abc"}, 2, store="none"), "grid['a'] is"),
+    (lambda: sweeps.status(value, {"a": [1]}, 0, store="none"), "seeds is 0"),
+    (lambda: sweeps.status(value, {"done": [1]}, 2, store="none"), "grid has the names ['done']"),
     (lambda: sweeps.summarise(table(), "b"), "by is 'b'"),
     (lambda: sweeps.summarise(table(), []), "by is []"),
     (lambda: sweeps.summarise(table(), "a", "error"), "value 'error'"),

@@ -302,7 +302,7 @@ def test_neglected_library_names_are_noticed(root: Path) -> None:
         "sums.SIZES is used in no test",
         "sums.double is used in no test",
         "sums.double has no line 'Source: […' in its docstring",
-        "sums.double is mentioned in no chapter",
+        "sums.double is mentioned on no page",
     ]
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -63,6 +64,9 @@ def files(store):
 def same(one, other):
     pd.testing.assert_frame_equal(one, other, check_exact=True)
     return True
+
+
+slow = pytest.mark.slow  # more than three seconds: `make test-slow` runs these
 
 
 # The table.
@@ -163,9 +167,12 @@ def serial():
     return sweeps.run(experiment, GRID, 3)
 
 
-@pytest.mark.parametrize("n_jobs", [1, 4, 2])
-def test_same_bits_for_any_number_of_workers(serial, n_jobs, tmp_path):
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(4, marks=slow), pytest.param(2, marks=slow)])
+def test_same_bits_for_any_number_of_workers_and_when_resumed(serial, n_jobs, tmp_path):
     assert same(sweeps.run(experiment, GRID, 3, n_jobs=n_jobs), serial)
+    assert same(sweeps.run(experiment, GRID, 3, n_jobs=n_jobs, store=tmp_path), serial)
+    for victim in files(tmp_path)[::2]:
+        victim.unlink()
     assert same(sweeps.run(experiment, GRID, 3, n_jobs=n_jobs, store=tmp_path), serial)
     assert same(sweeps.run(experiment, GRID, 3, store=tmp_path), serial)
     assert len(files(tmp_path)) == 12
@@ -177,6 +184,24 @@ def test_evaluations_run_on_one_torch_thread_and_the_number_is_restored():
     try:
         assert sweeps.run(lambda seed: torch.get_num_threads(), {}, 1)["value"].tolist() == [1]
         assert sweeps.run(lambda seed: torch.get_num_threads(), {}, 2, n_jobs=2)["value"].tolist() == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_evaluations_in_threads_stay_on_one_torch_thread():
+    """Those that end early do not give their neighbours more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def threads(seed):
+        time.sleep(0.02 * seed)
+        torch.ones(2) + 1
+        return torch.get_num_threads()
+
+    try:
+        with joblib.parallel_config(backend="threading", n_jobs=2):
+            assert sweeps.run(threads, {}, 4)["value"].tolist() == [1] * 4
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -246,6 +271,13 @@ def finish(process):
     return output
 
 
+def wait_for(store, enough, process):
+    """Until the store holds enough results or the process ends."""
+    deadline = time.monotonic() + 120
+    while len(files(store)) < enough and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
@@ -254,6 +286,7 @@ def uninterrupted(script, tmp_path_factory):
     return output
 
 
+@slow
 @pytest.mark.parametrize("n_jobs, kills", [(None, [1, 9]), (2, [7])])
 def test_killed_run_loses_nothing_and_repeats_nothing(script, uninterrupted, tmp_path, n_jobs, kills):
     store, log = tmp_path / "store", tmp_path / "log"
@@ -261,9 +294,7 @@ def test_killed_run_loses_nothing_and_repeats_nothing(script, uninterrupted, tmp
     for enough in [*kills, None]:
         process = launch(script, store, log, n_jobs if enough else None)
         if enough:
-            deadline = time.monotonic() + 60
-            while len(files(store)) < enough and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.002)
+            wait_for(store, enough, process)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             assert process.returncode == -signal.SIGKILL
@@ -281,6 +312,75 @@ def test_killed_run_loses_nothing_and_repeats_nothing(script, uninterrupted, tmp
         assert finish(launch(script, store, log)) == uninterrupted and calls(log) == before
 
 
+@slow
+@pytest.mark.parametrize("n_jobs", [None, 2])
+def test_ctrl_c_leaves_a_usable_store(script, uninterrupted, tmp_path, n_jobs):
+    """A terminal sends the signal to the driver and to its workers."""
+    store = tmp_path / "store"
+    process = launch(script, store, tmp_path / "log", n_jobs)
+    wait_for(store, 5, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    finished = {path: path.stat().st_mtime_ns for path in files(store)}
+    assert process.returncode != 0 and output == "" and 5 <= len(finished) < 24
+    last = errors.splitlines()[-1]
+    assert last.startswith("KeyboardInterrupt: stopped; ") and last.endswith("and the same call goes on from there"), (
+        last
+    )
+    assert 5 <= int(last.split()[2]) <= len(finished) and f" of 24 results are kept in {store}, " in last
+    assert {path.suffix for path in store.iterdir()} == {".json", ".txt"}
+    time.sleep(0.3)
+    assert len(files(store)) == len(finished)  # no worker goes on
+    assert finish(launch(script, store, tmp_path / "log")) == uninterrupted
+    assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path):
+    def interrupted(seed, log):
+        with open(log, "a") as file:
+            file.write(f"{seed}\n")
+        if seed == 3 and len(Path(log).read_text()) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        return seed / 7
+
+    function = functools.partial(interrupted, log=str(tmp_path / "log"))
+    with pytest.raises(
+        KeyboardInterrupt, match=r"^stopped; 3 of 5 results are kept in .*store, and the same call goes"
+    ):
+        sweeps.run(function, {}, 5, store=tmp_path / "store")
+    assert sweeps.run(function, {}, 5, store=tmp_path / "store")["value"].tolist() == [seed / 7 for seed in range(5)]
+    assert calls(tmp_path / "log") == {"0": 1, "1": 1, "2": 1, "3": 2, "4": 1}
+    (tmp_path / "log").write_text("0\n1\n2\n")
+    with pytest.raises(KeyboardInterrupt, match="^stopped; nothing is kept without a store$"):
+        sweeps.run(function, {}, [3])
+
+
+@slow
+def test_killed_worker_is_reported_and_loses_nothing(tmp_path):
+    def fragile(x, seed, log):
+        if x == 2.5 and seed == 1 and not Path(f"{log} dead").exists():
+            time.sleep(0.3)
+            Path(f"{log} dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logged(x=x, seed=seed, log=log)
+
+    log, store = str(tmp_path / "log"), tmp_path / "store"
+    sweep = functools.partial(
+        sweeps.run, functools.partial(fragile, log=log), {"x": [1, 2.5, 4, 7]}, 5, store=store, n_jobs=2
+    )
+    with pytest.raises(RuntimeError, match="a worker process died, killed .*; [0-9]+ of 20 results are kept") as raised:
+        sweep()
+    kept = {path: path.read_bytes() for path in files(store)}
+    assert f"{len(kept)} of 20" in str(raised.value) and 0 < len(kept) < 20
+    finished = [f"{entry['point']['x']} {entry['seed']}" for entry in map(json.loads, kept.values())]
+    frame = sweep()
+    assert all(path.read_bytes() == content for path, content in kept.items()) and len(files(store)) == 20
+    assert all(calls(log)[pair] == 1 for pair in finished)
+    assert same(frame, sweeps.run(functools.partial(logged, log=str(tmp_path / "other")), {"x": [1, 2.5, 4, 7]}, 5))
+
+
+@slow
 def test_two_drivers_share_a_store(script, uninterrupted, tmp_path):
     drivers = [launch(script, tmp_path / "store", tmp_path / f"log {driver}") for driver in range(2)]
     assert [finish(driver) for driver in drivers] == [uninterrupted, uninterrupted]
@@ -512,11 +612,20 @@ def test_changed_function_is_computed_again(tmp_path):
     assert len(files(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("what", ["version", "_SOURCES"])
+@pytest.mark.parametrize("what", ["icl-lib", "numpy", "scipy", "torch", "sources"])
 def test_changed_library_computes_again(filled, monkeypatch, what):
     store, sweep, log, frame = filled
-    monkeypatch.setattr(sweeps, what, (lambda name: "99.9") if what == "version" else "other sources")
+    monkeypatch.setitem(sweeps._versions(), what, "99.9")
     assert same(sweep(), frame) and sum(calls(log).values()) == 8
+
+
+def test_a_worker_with_another_version_stores_nothing(filled, monkeypatch):
+    store, *_ = filled
+    header = {"versions": dict(sweeps._versions())}
+    monkeypatch.setitem(sweeps._versions(), "torch", "1.0")
+    with pytest.raises(RuntimeError, match=r"a worker has another version of \['torch'\]"):
+        sweeps._evaluate(never, {}, 0, store, header)
+    assert len(files(store)) == 4
 
 
 def test_captured_and_bound_values_count(tmp_path):
@@ -606,10 +715,166 @@ def test_full_store_is_reported_at_once_and_keeps_what_is_finished(tmp_path, mon
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".txt"}
 
 
+@pytest.fixture
+def small_files():
+    """Files may not grow beyond 300 bytes: a disk that is full in the middle of a result."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_half_a_result_is_never_left_behind(tmp_path, small_files):
+    with pytest.raises(OSError, match="cannot be written to: File too large") as raised:
+        sweeps.run(lambda seed: seed / 7, {}, 2, store=tmp_path)
+    assert raised.value.errno == errno.EFBIG
+    assert [path.name for path in tmp_path.iterdir()] == ["README.txt"]
+
+
+@slow
+def test_full_store_is_reported_by_the_workers(script, tmp_path):
+    store = tmp_path / "store"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); exec({script.read_text()!r})"
+    (script.parent / "limited.py").write_text(limited)
+    process = launch(script.parent / "limited.py", store, tmp_path / "log", 2)
+    _, errors = process.communicate(timeout=120)
+    assert (
+        process.returncode == 1 and f"OSError: [Errno 27] store {store} cannot be written to: File too large" in errors
+    )
+    assert [path.name for path in store.iterdir()] == ["README.txt"]
+
+
+@pytest.fixture
+def somebody_else():
+    """For as long as a test needs it, the superuser, who may write anywhere, is somebody else."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A store that all can read and nobody but the superuser can write to."""
+    function = functools.partial(logged, log=str(tmp_path / "log"))
+    with tempfile.TemporaryDirectory() as store:
+        sweeps.run(function, {"x": [1]}, 2, store=store)
+        os.chmod(store, 0o555)
+        yield store
+        os.chmod(store, 0o700)
+
+
+def test_read_only_store_is_reported_before_anything_is_computed_and_can_be_looked_at(read_only, somebody_else):
+    before = {path: path.read_bytes() for path in Path(read_only).iterdir()}
+    with pytest.raises(OSError, match=f"store {read_only} cannot be written to: Permission denied") as raised:
+        sweeps.run(never, {"x": [1]}, 3, store=read_only)
+    assert raised.value.errno == errno.EACCES
+    assert {path: path.read_bytes() for path in Path(read_only).iterdir()} == before
+    assert sweeps.status(never, {}, 3, store=read_only)["missing"].tolist() == [3]
+
+
 def test_store_may_be_relative_to_a_directory_that_the_function_leaves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweeps.run(lambda seed: os.chdir(os.sep) or 1.0, {}, 2, store="results/here")
     assert len(files(tmp_path / "results" / "here")) == 2
+
+
+# Status.
+
+
+def counts(table):
+    return table[["done", "missing", "damaged"]].to_numpy().tolist()
+
+
+def test_status_counts_what_is_done_missing_and_damaged(filled):
+    store, _, log, _ = filled
+    function = functools.partial(logged, log=str(log))
+    grid = {"x": [2.5, 1, 3]}
+    before = {path: path.read_bytes() for path in store.iterdir()}
+    table = sweeps.status(function, grid, 3, store=store)
+    assert list(table.columns) == ["x", "done", "missing", "damaged"] and table["x"].tolist() == [2.5, 1, 3]
+    assert counts(table) == [[2, 1, 0], [2, 1, 0], [0, 3, 0]]
+    assert {path: path.read_bytes() for path in store.iterdir()} == before and sum(calls(log).values()) == 4
+    victim = next(path for path in files(store) if b'"point": {"x": 1}' in path.read_bytes())
+    for damaged in damage(victim.read_bytes()):
+        victim.write_bytes(damaged)
+        assert counts(sweeps.status(function, grid, 3, store=store)) == [[2, 1, 0], [1, 1, 1], [0, 3, 0]]
+        assert victim.read_bytes() == damaged
+    sweeps.run(function, grid, 3, store=store)
+    assert counts(sweeps.status(function, grid, 3, store=store)) == [[3, 0, 0]] * 3
+    assert counts(sweeps.status(functools.partial(function, fail_at=9), grid, 3, store=store)) == [[0, 3, 0]] * 3
+
+
+def test_status_of_no_store_makes_none(tmp_path):
+    assert counts(sweeps.status(never, {}, [4, 7], store=tmp_path / "none")) == [[0, 2, 0]]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["done", "missing", "damaged"])
+def test_status_refuses_its_own_names_in_the_grid(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"grid has the names \['{name}'\], expected no name among"):
+        sweeps.status(never, {name: [1]}, 2, store=tmp_path)
+
+
+def test_status_refuses_what_run_refuses(tmp_path):
+    for arguments in ((never, [], 1), (never, {}, 0), (functools.partial(never, x=object()), {}, 1)):
+        with pytest.raises(ValueError):
+            sweeps.status(*arguments, store=tmp_path)
+
+
+# A Dask cluster: a real one, of processes on this machine.
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as local,
+        distributed.Client(local) as client,
+        joblib.parallel_config(backend="dask"),
+    ):
+        yield client
+
+
+@slow
+def test_a_dask_cluster_gives_the_same_bits(serial, cluster, tmp_path):
+    factor = 3
+    assert sweeps.run(lambda a, seed: factor * a + seed, {"a": [1, 2]}, 2)["value"].tolist() == [3, 4, 6, 7]
+    assert sweeps.run(lambda seed: os.getpid(), {}, 8)["value"].isin(cluster.run(os.getpid).values()).all()
+    assert same(sweeps.run(experiment, GRID, 3), serial)
+    assert same(sweeps.run(experiment, GRID, 3, store=tmp_path), serial)
+    assert same(sweeps.run(experiment, GRID, 3, store=tmp_path, n_jobs=1), serial) and len(files(tmp_path)) == 12
+
+
+def unhurried(*, x, seed, log):
+    time.sleep(0.1)
+    return logged(x=x, seed=seed, log=log)
+
+
+@slow
+def test_a_dask_cluster_survives_the_death_of_a_worker(cluster, tmp_path):
+    """Dask gives the evaluations of the dead worker to others, and those that it had stored are not made again."""
+    log, store, grid = str(tmp_path / "log"), tmp_path / "store", {"x": [0.1, 2, 3.5]}
+    stored = []
+
+    def kill():
+        while len(files(store)) < 7:
+            time.sleep(0.002)
+        os.kill(min(cluster.run(os.getpid).values()), signal.SIGKILL)
+        stored.extend(files(store))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    frame = sweeps.run(functools.partial(unhurried, log=log), grid, 8, store=store)
+    killer.join()
+    before = [f"{entry['point']['x']} {entry['seed']}" for entry in (json.loads(path.read_text()) for path in stored)]
+    assert 7 <= len(before) < 24 == len(files(store)) == len(calls(log))
+    assert all(calls(log)[pair] == 1 for pair in before)
+    assert sum(calls(log).values()) <= 24 + 2  # the worker died in one evaluation, or just after it
+    assert same(frame, sweeps.run(functools.partial(logged, log=str(tmp_path / "serial")), grid, 8, n_jobs=1))
+    assert counts(sweeps.status(functools.partial(unhurried, log=log), grid, 8, store=store)) == [[8, 0, 0]] * 3
 
 
 # Progress.

@@ -390,9 +390,10 @@ def contents(root: Path) -> Problems:
 
 
 def library(root: Path) -> Problems:
-    """Every public function and class names its source, has a test and stands in a chapter; a constant has a test."""
+    """Every public function and class names its source, has a test and stands on a page; a constant has a test."""
     tests = "\n".join(path.read_text(encoding="utf-8") for path in root.glob("tests/**/*.py"))
-    chapters = "\n".join(path.read_text(encoding="utf-8") for path in root.glob("notebooks/*.md"))
+    pages = [*root.glob("notebooks/*.md"), *root.glob("book/*.md")]
+    chapters = "\n".join(path.read_text(encoding="utf-8") for path in pages)
     for path in sorted(root.glob("icl_lib/*.py")):
         if path.name == "__init__.py":
             continue
@@ -407,7 +408,7 @@ def library(root: Path) -> Problems:
             if not re.search(r"^Source: \[", ast.get_docstring(definitions[name]) or "", re.MULTILINE):
                 yield f"{path.stem}.{name} has no line 'Source: […' in its docstring"
             if not mention.search(chapters):
-                yield f"{path.stem}.{name} is mentioned in no chapter"
+                yield f"{path.stem}.{name} is mentioned on no page"
 
 
 def _public(body: list[ast.stmt]) -> list[str]:

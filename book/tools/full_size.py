@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import time
 from importlib.metadata import version
@@ -25,10 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "icl_lib" / "data"
 WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # k / n
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared error; the library's penalty is n times as large
-HEADS = ("relu", "tanh")
 DEGREES = (2, 4)
 TEST = 4000
-SIZES = {0.1: (4.0, 32), 0.25: (4.0, 20), 0.5: (4.0, 8), 1.0: (1.0, 8)}  # n / d^2: largest k / n, runs
+SIZES = {  # dimension: n / d^2: largest k / n, heads, runs
+    80: {
+        0.1: (4.0, "relu tanh", 32),
+        0.25: (4.0, "relu tanh", 20),
+        0.5: (4.0, "relu tanh", 8),
+        1.0: (1.0, "relu tanh", 8),
+    },
+    160: {0.5: (1.0, "relu", 8)},
+}
 
 # Learning dynamics: dimension, smallest eigenvalue (the largest is 1, the others between in geometric steps), examples,
 # size of the start, steps, and prompts per task; 16 tasks, and a step size 1 / T_1 of 0.02 throughout.
@@ -82,7 +90,7 @@ def learning(setting: str, seed: int) -> dict[str, float]:
     }
 
 
-def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]:
+def equivalence(dim: int, n: int, largest: float, heads: str, seed: int) -> dict[str, float]:
     """In-context errors of the random Transformer, its twins and the linear Transformer on the same prompts.
 
     Target relu, as many examples as dimensions, noise 0.01. One column a model: `head|variant|k/n|penalty`.
@@ -100,10 +108,10 @@ def equivalence(dim: int, n: int, largest: float, seed: int) -> dict[str, float]
         for value, error in zip(PENALTIES, models.icl_error(guess, test.answer).tolist(), strict=True):
             errors[f"{name}|T|0|{value:g}"] = error
     widths = {ratio: round(ratio * n) for ratio in WIDTHS if ratio <= largest}
-    base = models.RandomTransformer(dim, max(widths.values()), HEADS[0], generator=g, dtype=torch.float32)
+    base = models.RandomTransformer(dim, max(widths.values()), "relu", generator=g, dtype=torch.float32)
     seen, unseen = base.preactivations(train), base.preactivations(test)
-    base.first = base.first[:1]  # the products are all that is needed from here on
-    for head in HEADS:
+    base.first = base.first[:1].clone()  # the products are all that is needed from here on
+    for head in heads.split():
         parent = models.RandomTransformer(dim, 1, head, generator=g, dtype=torch.float32)
         variants: dict[str, models.RandomTransformer] = {"T": parent}
         variants |= {f"p={degree}": parent.hermite_twin(degree) for degree in DEGREES}
@@ -130,12 +138,18 @@ def record(command: str, seeds: int, rows: int, started: float) -> dict[str, Any
     }
 
 
+def memory(dim: int, n: int, largest: float) -> int:
+    """Bytes that one run of :func:`equivalence` takes at the worst: a training, and the products beside it."""
+    width = round(largest * n)
+    return models.training_memory(dim, n, width, penalties=len(PENALTIES)) + 4 * width * (n + 2 * TEST)
+
+
 def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> None:
     """Run an experiment at one size and put its rows into the long table, with their provenance beside it."""
     started = time.time()
     frame = sweeps.run(equivalence, [point], seeds, store=ROOT / ".icl_store" / name, n_jobs=jobs, progress=True)
-    keys = [*point, "seed"]
-    long = frame.melt(id_vars=[*keys, "null"], var_name="model", value_name="error").dropna()
+    keys = ["dim", "n", "largest", "seed"]
+    long = frame.drop(columns="heads").melt(id_vars=[*keys, "null"], var_name="model", value_name="error").dropna()
     long[["head", "variant", "width_ratio", "penalty"]] = long.pop("model").str.split("|", expand=True).to_numpy()
     long = long[[*keys, "head", "variant", "width_ratio", "penalty", "null", "error"]]
     table, about = DATA / f"{name}.csv", DATA / f"{name}.json"
@@ -145,10 +159,9 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
         "runs": json.loads(about.read_text())["runs"] if about.exists() else [],
     }
     others = [run for run in provenance["runs"] if run["n"] != point["n"]]
-    ratio = point["n"] / point["dim"] ** 2
-    run = {"n": point["n"]} | record(
-        f"full_size.py --only equivalence --ratios {ratio:g} --seeds {seeds}", seeds, len(long), started
-    )
+    size = f"--dim {point['dim']} --ratios {point['n'] / point['dim'] ** 2:g}"
+    command = f"full_size.py --only equivalence {size} --seeds {seeds}"
+    run = {"n": point["n"]} | record(command, seeds, len(long), started)
     provenance["runs"] = sorted([*others, run], key=lambda run: run["n"])
     if table.exists():
         old = pd.read_csv(table)
@@ -181,18 +194,40 @@ def store_learning(seeds: int, jobs: int | None) -> None:
     (DATA / "dynamics.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
+def store_equivalence(dim: int, ratios: list[float] | None, seeds: int | None, jobs: int | None, budget: float) -> None:
+    """Run and store all sizes of one dimension; refuse, before anything is drawn, what would not fit in memory."""
+    sizes = SIZES.get(dim, SIZES[160])
+    for ratio in ratios or sizes:
+        if ratio not in sizes:
+            raise ValueError(f"ratio is {ratio:g}, expected one of {list(sizes)} in {dim} dimensions")
+        largest, heads, runs = sizes[ratio]
+        n = round(ratio * dim**2)
+        need = memory(dim, n, largest)
+        if need > budget:
+            raise MemoryError(
+                f"{dim} dimensions, {n} prompts and {round(largest * n)} neurons need about {need / 1e9:.3g} GB in "
+                f"each worker, and there are {budget / 1e9:.3g} GB (--memory)"
+            )
+        point = {"dim": dim, "n": n, "largest": largest, "heads": heads}
+        store(f"equivalence_d{dim}", point, seeds or runs, jobs)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=None, help="worker processes; one by default")
+    parser.add_argument("--memory", type=float, default=None, help="GB a worker may take; all there is by default")
     parser.add_argument("--seeds", type=int, default=None, help="runs a size; more at small sizes by default")
-    parser.add_argument("--dim", type=int, default=80)
-    parser.add_argument("--ratios", type=float, nargs="+", default=list(SIZES), help="values of n / d^2 to run")
+    parser.add_argument("--dim", type=int, nargs="+", default=list(SIZES), help="dimensions of the equivalence")
+    parser.add_argument("--ratios", type=float, nargs="+", default=None, help="values of n / d^2 to run")
     parser.add_argument("--only", choices=("equivalence", "dynamics"), help="one of the two experiments")
     options = parser.parse_args()
+    budget = (
+        1e9 * options.memory
+        if options.memory
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (options.jobs or 1)
+    )
     if options.only != "dynamics":
-        for ratio in options.ratios:
-            largest, runs = SIZES[ratio]
-            size = {"dim": options.dim, "n": round(ratio * options.dim**2), "largest": largest}
-            store(f"equivalence_d{options.dim}", size, options.seeds or runs, options.jobs)
+        for dim in options.dim:
+            store_equivalence(dim, options.ratios, options.seeds, options.jobs, budget)
     if options.only != "equivalence":
         store_learning(options.seeds or 64, options.jobs)
