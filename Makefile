@@ -72,7 +72,7 @@ serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for a
 
 clean:  ## remove everything that was built, but keep .venv and _vendor
 	@echo "Removing what was built."
-	rm -rf _build book/ledger-rows.md book/welcome.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf _build book/*-rows.md book/welcome.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # With MathJax beside the pages the book can be read offline; without npm or a network it comes from its usual CDN.
 mathjax:

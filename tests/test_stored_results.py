@@ -17,6 +17,8 @@ from icl_lib.sweeps import deviation_limit
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "tools"))
 
+import costs  # noqa: E402
+import execute  # noqa: E402
 import full_size  # noqa: E402
 import full_size_transformers  # noqa: E402
 
@@ -43,7 +45,7 @@ def test_every_setting_has_every_seed_and_the_provenance_says_how(table):
 
 def test_the_stored_numbers_can_be_reproduced(table):
     """Seed 0 at the smallest size, away from the peak, where rounding in float32 is not magnified."""
-    again = full_size.equivalence(80, 640, 4.0, "relu tanh", 0)
+    again = full_size.equivalence(80, 640, 4.0, "relu tanh", 1e-4, 0)
     rows = table[(table.n == 640) & (table.seed == 0) & (table.penalty >= 1e-2)]
     assert len(rows) > 100
     names = rows["head"] + "|" + rows.variant + "|" + rows.width_ratio.map("{:g}".format)
@@ -53,7 +55,7 @@ def test_the_stored_numbers_can_be_reproduced(table):
 
 def test_other_seeds_agree_with_the_stored_means(table):
     """Eight new seeds against the stored ones, n = 640, up to as many neurons as prompts, penalties from 0.01 on."""
-    fresh = pd.DataFrame([full_size.equivalence(80, 640, 1.0, seed) for seed in range(100, 108)])
+    fresh = pd.DataFrame([full_size.equivalence(80, 640, 1.0, "relu tanh", 1e-2, seed) for seed in range(100, 108)])
     stored = table[(table.n == 640) & (table.width_ratio <= 1) & (table.penalty >= 1e-2)]
     scores = []
     for (_, head, variant, ratio, penalty), rows in stored.groupby(KEYS):
@@ -127,3 +129,21 @@ def test_measures_of_a_run_trained_again_are_the_stored_ones(experiment, name, s
     assert (
         np.abs(fresh[loss][: len(rows), 0].numpy() - others[loss].to_numpy()).max() > 1e-3
     )  # another seed is told apart
+
+
+def test_every_chapter_has_a_cost_at_both_scales_and_quick_is_at_most_a_minute():
+    stored = json.loads(costs.COSTS.read_text())
+    assert set(stored["chapters"]) == {chapter.stem for chapter in execute.chapters()}
+    for cost in stored["chapters"].values():
+        assert set(cost) == {"quick", "paper"} and cost["quick"]["seconds"] <= 60
+        assert all(one["peak_bytes"] > 1e8 and one["seconds"] > 0 for one in cost.values())
+    page = costs.page({name: name for name in stored["chapters"]})
+    assert page.count("../notebooks/") == len(stored["chapters"]) and "equivalence_d160" in page
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_drawn():
+    with pytest.raises(MemoryError, match=r"320 dimensions, 51200 prompts and 51200 neurons need about 1[0-9]{2} GB"):
+        full_size.store_equivalence(320, None, 8, None, budget=24e9)
+    with pytest.raises(ValueError, match=r"ratio is 0.3, expected one of \[0.1, 0.25, 0.5, 1.0\] in 80 dimensions"):
+        full_size.store_equivalence(80, [0.3], 8, None, budget=24e9)
+    assert full_size.memory(160, 12800, 1.0) < 24e9

@@ -28,14 +28,14 @@ WIDTHS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # k / n
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean squared error; the library's penalty is n times as large
 DEGREES = (2, 4)
 TEST = 4000
-SIZES = {  # dimension: n / d^2: largest k / n, heads, runs
+SIZES = {  # dimension: n / d^2: largest k / n, heads, smallest penalty, runs
     80: {
-        0.1: (4.0, "relu tanh", 32),
-        0.25: (4.0, "relu tanh", 20),
-        0.5: (4.0, "relu tanh", 8),
-        1.0: (1.0, "relu tanh", 8),
+        0.1: (4.0, "relu tanh", 1e-4, 32),
+        0.25: (4.0, "relu tanh", 1e-4, 20),
+        0.5: (4.0, "relu tanh", 1e-4, 8),
+        1.0: (1.0, "relu tanh", 1e-4, 8),
     },
-    160: {0.5: (1.0, "relu", 8)},
+    160: {0.5: (1.0, "relu", 1e-2, 8)},  # smaller penalties would take a Gram matrix in float64, and twice the time
 }
 
 # Learning dynamics: dimension, smallest eigenvalue (the largest is 1, the others between in geometric steps), examples,
@@ -90,7 +90,7 @@ def learning(setting: str, seed: int) -> dict[str, float]:
     }
 
 
-def equivalence(dim: int, n: int, largest: float, heads: str, seed: int) -> dict[str, float]:
+def equivalence(dim: int, n: int, largest: float, heads: str, least: float, seed: int) -> dict[str, float]:
     """In-context errors of the random Transformer, its twins and the linear Transformer on the same prompts.
 
     Target relu, as many examples as dimensions, noise 0.01. One column a model: `head|variant|k/n|penalty`.
@@ -102,10 +102,11 @@ def equivalence(dim: int, n: int, largest: float, heads: str, seed: int) -> dict
     test = prompts.sample_summaries(prior.sample(TEST, generator=g), dim, **law)
     mean = hermite.expand("relu", 0).coefficients.item()
     errors = {"null": ((test.answer - mean) ** 2).mean().item()}
-    penalties = [n * value for value in PENALTIES]
+    values = [value for value in PENALTIES if value >= least]
+    penalties = [n * value for value in values]
     for name, intercept in (("linear", False), ("linear + intercept", True)):
         guess = models.LinearTransformer(intercept).fit(train, penalties).predict(test)
-        for value, error in zip(PENALTIES, models.icl_error(guess, test.answer).tolist(), strict=True):
+        for value, error in zip(values, models.icl_error(guess, test.answer).tolist(), strict=True):
             errors[f"{name}|T|0|{value:g}"] = error
     widths = {ratio: round(ratio * n) for ratio in WIDTHS if ratio <= largest}
     base = models.RandomTransformer(dim, max(widths.values()), "relu", generator=g, dtype=torch.float32)
@@ -120,7 +121,7 @@ def equivalence(dim: int, n: int, largest: float, heads: str, seed: int) -> dict
             for ratio, width in widths.items():
                 path = ridge_path(inside[:, :width], train.answer, penalties)
                 guess = (path.to(outside.dtype) @ outside[:, :width].mT).double()
-                for value, error in zip(PENALTIES, models.icl_error(guess, test.answer).tolist(), strict=True):
+                for value, error in zip(values, models.icl_error(guess, test.answer).tolist(), strict=True):
                     errors[f"{head}|{name}|{ratio:g}|{value:g}"] = error
     return errors
 
@@ -149,7 +150,11 @@ def store(name: str, point: dict[str, Any], seeds: int, jobs: int | None) -> Non
     started = time.time()
     frame = sweeps.run(equivalence, [point], seeds, store=ROOT / ".icl_store" / name, n_jobs=jobs, progress=True)
     keys = ["dim", "n", "largest", "seed"]
-    long = frame.drop(columns="heads").melt(id_vars=[*keys, "null"], var_name="model", value_name="error").dropna()
+    long = (
+        frame.drop(columns=["heads", "least"])
+        .melt(id_vars=[*keys, "null"], var_name="model", value_name="error")
+        .dropna()
+    )
     long[["head", "variant", "width_ratio", "penalty"]] = long.pop("model").str.split("|", expand=True).to_numpy()
     long = long[[*keys, "head", "variant", "width_ratio", "penalty", "null", "error"]]
     table, about = DATA / f"{name}.csv", DATA / f"{name}.json"
@@ -200,7 +205,7 @@ def store_equivalence(dim: int, ratios: list[float] | None, seeds: int | None, j
     for ratio in ratios or sizes:
         if ratio not in sizes:
             raise ValueError(f"ratio is {ratio:g}, expected one of {list(sizes)} in {dim} dimensions")
-        largest, heads, runs = sizes[ratio]
+        largest, heads, least, runs = sizes[ratio]
         n = round(ratio * dim**2)
         need = memory(dim, n, largest)
         if need > budget:
@@ -208,7 +213,7 @@ def store_equivalence(dim: int, ratios: list[float] | None, seeds: int | None, j
                 f"{dim} dimensions, {n} prompts and {round(largest * n)} neurons need about {need / 1e9:.3g} GB in "
                 f"each worker, and there are {budget / 1e9:.3g} GB (--memory)"
             )
-        point = {"dim": dim, "n": n, "largest": largest, "heads": heads}
+        point = {"dim": dim, "n": n, "largest": largest, "heads": heads, "least": least}
         store(f"equivalence_d{dim}", point, seeds or runs, jobs)
 
 

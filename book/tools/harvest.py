@@ -1,4 +1,4 @@
-"""Collect from the executed chapters what prose pages show: the claims they asserted, and the welcome page's figure."""
+"""Write what prose pages show of the chapters: the claims they asserted, their costs, and the welcome page's figure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import costs
 from execute import ROOT, chapters, open_cache, read
 from jupyter_cache.base import JupyterCacheAbstract
 from nbformat import NotebookNode
@@ -17,6 +18,7 @@ from nbformat import NotebookNode
 from icl_lib.chapter import CLAIM_MIMETYPE, VERDICTS
 
 ROWS = ROOT / "book" / "ledger-rows.md"
+COSTS = ROOT / "book" / "costs-rows.md"
 PICTURE, PICTURE_NAME = ROOT / "book" / "welcome.png", "fig-icr-error"
 SYMBOLS = dict(zip(VERDICTS, "✔✎◐✘", strict=True))
 COLUMNS = ("claim", "statement", "source", "verdict", "measured", "required", "test")
@@ -70,6 +72,12 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(["```{list-table}", ":header-rows: 1", ":class: icl-ledger", "", *lines, "```"])
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file, but leave it alone if it has this content, so that its page is not built again."""
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+
+
 def main() -> None:
     """Write the rows and the picture, or stop with a message if one is missing or two claims share a name."""
     cache = open_cache()
@@ -84,15 +92,14 @@ def main() -> None:
     scales = " and ".join(sorted({row["scale"] for row in rows}))
     parts = [f"**{len(rows)} claims, checked at scale `{scales}`:** {counts}."]
     parts += [f"### {heading}\n\n{table([cells(row) for row in group])}" for heading, group in found if group]
-    text = "\n\n".join(parts) + "\n"
-    if not ROWS.exists() or ROWS.read_text() != text:
-        ROWS.write_text(text)
+    write(ROWS, ("\n\n".join(parts) + "\n").encode())
     print(f"{len(rows)} claims written to {ROWS.relative_to(ROOT)}")
     figures = dict(picture for notebook in notebooks for picture in pictures(notebook))
     if PICTURE_NAME not in figures:
         sys.exit(f"no chapter draws the welcome page's figure, {PICTURE_NAME}")
-    if not PICTURE.exists() or PICTURE.read_bytes() != figures[PICTURE_NAME]:
-        PICTURE.write_bytes(figures[PICTURE_NAME])
+    write(PICTURE, figures[PICTURE_NAME])
+    titles = {chapter.stem: title(notebook) for chapter, notebook in zip(chapters(), notebooks, strict=True)}
+    write(COSTS, costs.page(titles).encode())
 
 
 if __name__ == "__main__":
