@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst.states import Inliner
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx_proof.nodes import proof_node
@@ -61,6 +62,21 @@ def mark_claims(app: Sphinx, doctree: nodes.document) -> None:
         block.replace_self(parts)
 
 
+def claim_role(
+    role: str, rawtext: str, name: str, line: int, inliner: Inliner, options: object = None, content: object = None
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """The role ``claim``: a link to the cell that asserts a claim, wherever it is."""
+    settings = inliner.document.settings
+    root = Path(settings.env.srcdir)
+    homes = [path for path in root.glob("notebooks/*.md") if f'run.claim("{name}"' in path.read_text(encoding="utf-8")]
+    if len(homes) != 1:
+        message = inliner.reporter.warning(f"claim {name} is asserted in {len(homes)} chapters, expected 1", line=line)
+        return [nodes.literal(rawtext, name)], [message]
+    up = "../" * settings.env.docname.count("/")
+    uri = f"{up}notebooks/{homes[0].stem}.html#claim-{name}"
+    return [nodes.reference(rawtext, name, refuri=uri, internal=True, classes=["icl-claim-link"])], []
+
+
 def twin(app: Sphinx, page: str) -> Path:
     """Path of the notebook that belongs to a page, whether or not there is one."""
     return Path(app.srcdir) / f"{page}.ipynb"
@@ -83,6 +99,7 @@ def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above to Sphinx's events."""
+    app.add_role("claim", claim_role)
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("config-inited", set_mathjax, priority=100)
     app.connect("doctree-read", name_once)
