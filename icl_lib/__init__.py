@@ -25,6 +25,8 @@ Each module holds one idea; ``import icl_lib`` loads none of them until it is us
 from __future__ import annotations
 
 import importlib
+import re
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 __version__ = "0.1.0"
@@ -46,6 +48,19 @@ __all__ = [
     "training",
     "transformers",
 ]
+
+
+def _require_torch() -> None:
+    """Say at once, and in one sentence, that torch is missing or too old."""
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        raise ImportError("icl_lib needs torch 2.4 or newer, and there is none: pip install torch") from None
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < (2, 4):
+        raise ImportError(f"icl_lib needs torch 2.4 or newer, and finds {found}: pip install --upgrade torch")
+
+
+_require_torch()
 
 
 def __getattr__(name: str) -> ModuleType:

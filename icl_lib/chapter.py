@@ -67,6 +67,8 @@ def start(slug: str, *, seed: int) -> Chapter:
     with resources.as_file(resources.files("icl_lib.data") / "icl.mplstyle") as style:
         plt.style.use(style)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if scale() == "paper" and device.type == "cpu":
+        print("No GPU found: at scale paper this chapter takes longer on the processor, see 'Running at scale'.")
     return Chapter(slug=slug, seed=seed, scale=scale(), device=device)
 
 

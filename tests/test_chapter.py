@@ -28,10 +28,16 @@ def test_quick_is_the_default_scale(run: chapter.Chapter) -> None:
     assert run.pick(quick=1, paper=2) == 1
 
 
-def test_paper_scale_picks_the_papers_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_paper_scale_picks_the_papers_sizes_and_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpu: bool
+) -> None:
     monkeypatch.setenv("ICL_SCALE", "paper")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     with matplotlib.rc_context():
-        assert chapter.start("a-chapter", seed=7).pick(quick=1, paper=2) == 2
+        run = chapter.start("a-chapter", seed=7)
+    assert run.pick(quick=1, paper=2) == 2 and run.device.type == ("cuda" if gpu else "cpu")
+    assert ("No GPU found" in capsys.readouterr().out) != gpu
 
 
 def test_misspelt_scale_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

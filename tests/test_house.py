@@ -1,5 +1,6 @@
 """The repository itself: commands, pins, environment, settings, and a README that does what it says."""
 
+import os
 import re
 import subprocess
 import sys
@@ -145,3 +146,16 @@ def test_the_example_of_the_readme_runs_and_agrees_with_its_formula(capsys: pyte
     exec(compile(source[1], "README.md", "exec"), {})
     simulated, formula = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
     assert abs(simulated / formula - 1) < 5 * (2 / 4000) ** 0.5  # the relative s.e. of a mean of 4000 squares
+
+
+def test_the_recipes_of_a_forge_run_scripts_that_exist() -> None:
+    recipes = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")]
+    steps = [step for recipe in recipes for job in recipe["jobs"].values() for step in job["steps"]]
+    commands = [step["run"].split()[0] for step in steps if "run" in step]
+    assert set(commands) == {".ci/run", ".ci/versions"}
+    assert all(os.access(ROOT / command, os.X_OK) for command in commands)
+
+
+def test_other_versions_than_the_known_ones_are_refused() -> None:
+    done = subprocess.run([ROOT / ".ci/versions", "odd"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "the argument is 'odd', expected oldest, newest or present\n"

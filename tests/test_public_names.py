@@ -5,6 +5,8 @@ import importlib
 import inspect
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,22 @@ def test_the_package_lists_its_modules() -> None:
     assert {path.stem for path in SOURCES if not path.stem.startswith("_")} == set(icl_lib.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = icl_lib.nothing
+
+
+@pytest.mark.parametrize("found, message", [("2.3.1+cu121", "finds 2.3.1"), (None, "there is none"), ("2.10.0", "")])
+def test_too_old_a_torch_is_named_at_import(monkeypatch: pytest.MonkeyPatch, found: str | None, message: str) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    with (
+        pytest.raises(ImportError, match=f"^icl_lib needs torch 2.4 or newer, and {message}")
+        if message
+        else nullcontext()
+    ):
+        importlib.reload(icl_lib)
 
 
 @pytest.mark.parametrize("statement", ["import icl_lib", "import icl_lib.models"])

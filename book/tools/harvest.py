@@ -19,7 +19,7 @@ from icl_lib.chapter import CLAIM_MIMETYPE, VERDICTS
 
 ROWS = ROOT / "book" / "ledger-rows.md"
 COSTS = ROOT / "book" / "costs-rows.md"
-PICTURE, PICTURE_NAME = ROOT / "book" / "welcome.png", "fig-icr-error"
+PICTURE, PICTURE_NAME = ROOT / "book" / "welcome.png", "fig-pe-picture"
 SYMBOLS = dict(zip(VERDICTS, "✔✎◐✘", strict=True))
 COLUMNS = ("claim", "statement", "source", "verdict", "measured", "required", "test")
 
