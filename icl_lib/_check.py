@@ -59,12 +59,12 @@ def array(name: str, value: Any, *, shape: tuple[int | str, ...] = ("...",)) -> 
 def covariance(name: str, value: Any, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """A positive semi-definite matrix of shape (dim, dim) that is not 0, its eigenvalues and vectors, in float64."""
     matrix = array(name, value, shape=(dim, dim)).double()
-    size = matrix.abs().max().item()
-    if (matrix - matrix.mT).abs().max().item() > 1e-6 * size:
+    size = matrix.abs().max()
+    if not every((matrix - matrix.mT).abs() <= 1e-6 * size):
         raise ValueError(f"{name} is not symmetric, expected a covariance matrix")
     matrix = (matrix + matrix.mT) / 2
     values, vectors = torch.linalg.eigh(matrix)
-    if values[0].item() < -1e-6 * size or size == 0:
+    if not every((values >= -1e-6 * size) & (size > 0)):
         raise ValueError(f"{name} has the eigenvalue {values[0].item():.3g}, expected none below 0 and not all 0")
     return matrix, values, vectors
 
@@ -85,7 +85,12 @@ def dtype(value: torch.dtype) -> torch.dtype:
 
 def all_finite(value: Tensor) -> bool:
     """Whether every entry is finite: a finite sum shows it in one pass, only another sum needs a second look."""
-    return value.device.type == "meta" or bool(torch.isfinite(value.sum()) or torch.isfinite(value).all())
+    return every(torch.isfinite(value.sum())) or every(torch.isfinite(value))
+
+
+def every(condition: Tensor) -> bool:
+    """Whether a condition holds for every entry; on meta, where there are no values, it does."""
+    return condition.device.type == "meta" or bool(condition.all())
 
 
 def memory(budget: Any, need: Number, what: str) -> None:

@@ -232,11 +232,10 @@ def gradient_descent(
     """
     dim, length = _check.integer("dim", dim), _check.integer("length", length)
     shrink = _check.number("shrink", shrink, least=0.0)
-    zero = torch.zeros(dim, dtype=torch.float64)
-    start = zero if start is None else _check.array("start", start, shape=(dim,)).double().cpu()
+    eye = _eye(dim + 1)
+    start = eye.new_zeros(dim) if start is None else _check.array("start", start, shape=(dim,)).double().cpu()
     if shrink > 0 and start.any():
         raise ValueError(f"start is {start.tolist()} with shrink {shrink:g}, expected one of the two")
-    eye = torch.eye(dim + 1, dtype=torch.float64)
     x, y = eye[:dim], eye[dim:]
     residual = y.mT @ (start @ x - y) / length
     shrinking = [(x, x, -shrink * x.mT @ x)] if shrink > 0 else []
@@ -275,7 +274,7 @@ def softmax_descent(
     """
     dim, length = _check.integer("dim", dim), _check.integer("length", length)
     sharpness = _check.number("sharpness", sharpness, above=0.0)
-    eye = torch.eye(dim + 1, dtype=torch.float64)
+    eye = _eye(dim + 1)
     x, y = eye[:dim], eye[dim:]
     layers = [
         _attention(
@@ -285,7 +284,7 @@ def softmax_descent(
         )
         for rate in _matrices(rates, dim)
     ]
-    return _plain(layers, torch.zeros(dim, dtype=torch.float64), length)
+    return _plain(layers, eye.new_zeros(dim), length)
 
 
 def proximal_descent(
@@ -402,7 +401,7 @@ class _Workbench:
         for name, size in sizes.items():
             self.slots[name] = slice(width, width + size)
             width += size
-        self.eye = torch.eye(width, dtype=torch.float64)
+        self.eye = _eye(width)
 
     def rows(self, name: str, model: int = 0) -> Tensor:
         """The rows that read a slot, or the part of it that belongs to a model, shape (size, width)."""
@@ -458,7 +457,7 @@ class _Workbench:
     def choose(self, gap: float) -> list[FeedForward]:
         """First by how much a model is worse than others, then 1 for the best and 0 for those worse by the gap."""
         loss, worse = self.eye[self.slots["loss"]], self.eye[self.slots["worse"]]
-        k, j = (~torch.eye(self.models, dtype=torch.bool)).nonzero().T
+        k, j = (1 - _eye(self.models)).nonzero().T
         compare = FeedForward(loss[k] - loss[j], worse[k].mT)
         return [compare, FeedForward(self.rows("one") - worse / gap, self.eye[self.slots["chosen"]].mT)]
 
@@ -471,12 +470,17 @@ class _Workbench:
 
     def network(self, layers: Sequence[Attention | FeedForward], output: str) -> Network:
         """The layers with the tokens they expect."""
-        template = torch.zeros(self.n_tokens, len(self.eye), dtype=torch.float64)
+        template = self.eye.new_zeros(self.n_tokens, len(self.eye))
         template[:, self.slots["one"]] = 1
         template[: self.n_train, self.slots["train"]] = 1
         template[self.n_train : -1, self.slots["valid"]] = 1
-        start = torch.zeros(self.dim, dtype=torch.float64)
+        start = self.eye.new_zeros(self.dim)
         return Network(tuple(layers), template, self.rows(output)[0], start, self.slots)
+
+
+def _eye(size: int) -> Tensor:
+    """The identity; weights are written on the CPU, and go to the tokens when they meet them."""
+    return torch.eye(size, dtype=torch.float64, device="cpu")
 
 
 def _attention(heads: Sequence[Head], activation: str, mask: str) -> Attention:
@@ -494,7 +498,7 @@ def _matrices(rates: Sequence[Number | Tensor] | Tensor, dim: int) -> list[Tenso
     values = _check.numbers_of("rates", rates)
     if not values:
         raise ValueError("rates is empty, expected at least one learning rate")
-    eye = torch.eye(dim, dtype=torch.float64)
+    eye = _eye(dim)
     return [
         _check.array("rate", rate, shape=(dim, dim)).double().cpu()
         if isinstance(rate, Tensor) and rate.ndim > 0
@@ -506,7 +510,6 @@ def _matrices(rates: Sequence[Number | Tensor] | Tensor, dim: int) -> list[Tenso
 def _plain(layers: Sequence[Attention], start: Tensor, length: int) -> Network:
     """Tokens that hold an input and a label; the prediction is minus the label slot of the query."""
     dim = len(start)
-    readout = torch.zeros(dim + 1, dtype=torch.float64)
-    readout[dim] = -1
+    readout = -_eye(dim + 1)[dim]
     slots = {"x": slice(0, dim), "y": slice(dim, dim + 1)}
-    return Network(tuple(layers), torch.zeros(length + 1, dim + 1, dtype=torch.float64), readout, start, slots)
+    return Network(tuple(layers), readout.new_zeros(length + 1, dim + 1), readout, start, slots)

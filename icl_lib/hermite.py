@@ -189,13 +189,14 @@ def expand(activation: str | Function, degree: int, kinks: Sequence[float] = ())
     square = chosen.second_moment
     if square is None:
         square = gaussian_mean(lambda x: chosen(x) ** 2, chosen.kinks).item()
-    roots = [math.exp(0.5 * math.lgamma(i + 1)) for i in range(degree + 1)]  # sqrt(i!)
+    factorials = [math.exp(0.5 * math.lgamma(i + 1)) for i in range(degree + 1)]
+    roots = torch.tensor(factorials, dtype=torch.float64, device="cpu")  # sqrt(i!)
     if chosen.closed_form is not None:
-        coefficients = torch.tensor(chosen.closed_form(degree), dtype=torch.float64)
+        coefficients = torch.tensor(chosen.closed_form(degree), dtype=torch.float64, device="cpu")
     else:
         scaled = _mean(lambda x: chosen(x) * _normalised(x, degree), chosen.kinks, reach=13.0 + 2 * math.sqrt(degree))
-        coefficients = scaled * torch.tensor(roots, dtype=torch.float64)
-    shares = (coefficients / torch.tensor(roots, dtype=torch.float64)) ** 2
+        coefficients = scaled * roots
+    shares = (coefficients / roots) ** 2
     left = square - math.fsum(shares.tolist())
     rounding = 8 * torch.finfo(torch.float64).eps * max(square, torch.finfo(torch.float64).tiny)
     return Expansion(chosen.name, coefficients, math.sqrt(left) if left > rounding else 0.0, square)
@@ -234,7 +235,7 @@ def _rule(reach: float, width: float, kinks: tuple[float, ...]) -> tuple[Tensor,
     for left, right in zip(stops[:-1], stops[1:], strict=True):
         count = math.ceil((right - left) / width)
         edges += [left + (right - left) * j / count for j in range(1, count + 1)]
-    edge = torch.tensor(edges, dtype=torch.float64)
+    edge = torch.tensor(edges, dtype=torch.float64, device="cpu")
     middle, half = (edge[1:] + edge[:-1]) / 2, (edge[1:] - edge[:-1]) / 2
     nodes, weights = _panel()
     x = (middle[:, None] + half[:, None] * nodes).flatten()

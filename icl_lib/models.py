@@ -103,7 +103,7 @@ def population_error(
     dim = _check.array("gamma", gamma, shape=("...", "d", "e")).shape[-2]
     gamma = _check.array("gamma", gamma, shape=("...", dim, dim + 1)).double()
     inverse, rho = 1 / _check.integer("length", length), _check.number("noise", noise, least=0.0) ** 2
-    eye = torch.eye(dim).to(gamma)
+    eye = torch.eye(dim, dtype=gamma.dtype, device=gamma.device)
     sigma = eye if covariance is None else _check.covariance("covariance", covariance, dim)[0].to(gamma)
     second, power, mixed, square = _task_moments(tasks, sigma, rho)
     cross = sigma @ torch.cat([second @ sigma, mixed[:, None]], 1)  # A, (d, d + 1)
@@ -134,7 +134,8 @@ def _fresh_moments(prior: TaskPrior, sigma: Tensor, rho: float) -> tuple[Tensor,
     if prior.sphere and prior.covariance is not None:
         raise ValueError("tasks lie on the sphere and have a covariance, expected one of the two, or a pool")
     dim = len(sigma)
-    second = torch.eye(dim).to(sigma) if prior.covariance is None else prior.covariance.to(sigma)
+    eye = torch.eye(dim, dtype=sigma.dtype, device=sigma.device)
+    second = eye if prior.covariance is None else prior.covariance.to(sigma)
     signal = second @ sigma
     mean, variance = signal.trace() / dim, 2 * (signal @ signal).trace() / dim**2
     if prior.sphere:
@@ -393,7 +394,7 @@ class RandomTransformer:
         need += 0 if preactivations is None else preactivations.nbytes  # these exist besides
         _check.memory(self.memory, need, f"a random Transformer with {self.width} neurons and {n} prompts")
         self.trace = summaries.trace
-        path = ridge_path(self._seen(summaries, preactivations), summaries.answer, values)
+        path = ridge_path(self._seen(summaries, preactivations), summaries.answer.to(self.first.device), values)
         self.weights = path if isinstance(penalty, Sequence) else path[0]
         return self
 
@@ -490,7 +491,8 @@ class RandomTransformer:
         rate = _check.number("rate", rate, least=0.0)
         _check.instance("summaries", summaries, Summaries)
         if readout is None:
-            readout = torch.randn(self.width, generator=self.generator, device=self.generator.device)
+            source = self.generator
+            readout = torch.randn(self.width, generator=source, device=source.device, dtype=torch.float32)
             readout /= math.sqrt(self.width)
         stepped = copy.copy(self)
         trace = summaries.trace if self.trace is None else self.trace

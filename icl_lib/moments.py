@@ -59,7 +59,8 @@ def summary_moments(dim: int, length: int, *, target: Target, noise: Number) -> 
     """
     _check.integer("dim", dim)
     _check.integer("length", length)
-    linear, square, quartic, excess = label_moments(hermite.activation(target), torch.ones(1), noise)[:, 0].tolist()
+    one = torch.ones(1, device="cpu")
+    linear, square, quartic, excess = label_moments(hermite.activation(target), one, noise)[:, 0].tolist()
     beta = ((1 - 1 / length) * linear**2 + (dim * square + excess) / length) / dim
     gamma = (1 - 1 / length) * square**2 + quartic / length
     return Moments(beta, gamma, dim * (dim * beta + gamma))
@@ -78,7 +79,7 @@ def label_moments(target: hermite.Activation, scales: Tensor, noise: Number) -> 
 
         linear, square, quartic, excess = hermite.gaussian_mean(powers, kinks).tolist()
         rows.append([linear, square + noise**2, quartic + 6 * noise**2 * square + 3 * noise**4, excess])
-    return torch.tensor(rows, dtype=torch.float64).T
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").T
 
 
 def interpolated_moments(target: hermite.Activation, scales: Tensor, noise: Number) -> Tensor:
@@ -86,7 +87,7 @@ def interpolated_moments(target: hermite.Activation, scales: Tensor, noise: Numb
     import numpy as np
 
     low, high = scales.min().item(), scales.max().item()
-    angle = torch.arange(33, dtype=torch.float64) * (math.pi / 32)
+    angle = torch.arange(33, dtype=torch.float64, device="cpu") * (math.pi / 32)
     nodes = (low + high) / 2 + (high - low) / 2 * torch.cos(angle)
     values = label_moments(target, nodes, noise)
     fit = np.polynomial.chebyshev.Chebyshev.fit

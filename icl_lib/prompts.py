@@ -330,7 +330,7 @@ class _Setup:
         self.root = root
         white = tasks if root is None else tasks @ root  # Sigma^{1/2} w
         size = white.norm(dim=-1)
-        if not (size > 0).all():
+        if not _check.every(size > 0):
             raise ValueError(f"tasks holds {int((size == 0).sum())} tasks whose labels do not depend on the inputs")
         if not _check.all_finite(size):
             raise ValueError(f"tasks holds {tasks.abs().max().item():.3g}, expected entries whose squares are finite")

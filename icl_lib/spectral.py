@@ -87,11 +87,11 @@ def product_rank(
     root, failed = torch.linalg.cholesky_ex(gram)  # R_A^T, at once where the product is well conditioned
     squares = torch.linalg.eigvalsh((root.mT @ other @ root).nan_to_num()).flip(-1)
     sigma = squares.clamp_min(0).sqrt()
-    poor = (failed > 0) | ~(squares[..., -1] > SQUARED * scale)
-    if poor.any():
-        r_a, r_b = (torch.linalg.qr(factor[poor], mode="r").R for factor in (a, b))
+    good = (failed == 0) & (squares[..., -1] > SQUARED * scale)
+    if not _check.every(good):
+        r_a, r_b = (torch.linalg.qr(factor[~good], mode="r").R for factor in (a, b))
         exact = torch.linalg.svdvals(r_a @ r_b.mT)
-        sigma[poor] = torch.nn.functional.pad(exact, (0, sigma.shape[-1] - exact.shape[-1]))
+        sigma[~good] = torch.nn.functional.pad(exact, (0, sigma.shape[-1] - exact.shape[-1]))
     floor = _rounding(gram) * torch.linalg.matrix_norm(a) * torch.linalg.matrix_norm(b)
     return _entropy_rank("product", sigma, floor[..., None], skip)
 
@@ -154,7 +154,7 @@ def frequency_count(table: Float[Tensor, "*batch modulus dim"]) -> Float[Tensor,
     Source: [Nanda et al. 2023, Fourier analysis of the embedding; count by entropy: this book, "Grokking"]
     """
     _check.array("table", table, shape=("...", "modulus", "dim"))
-    if table.shape[-2] < 2 or (table == table[..., :1, :]).all(-1).all(-1).any():
+    if table.shape[-2] < 2 or not _check.every((table != table[..., :1, :]).any(-1).any(-1)):
         raise ValueError("table is the same for all residues, expected rows that differ")
     centred = table.double() - table.double().mean(-2, keepdim=True)
     power = torch.fft.rfft(_unit_peak("table", centred), dim=-2)[..., 1:, :].abs().square().sum(-1)
@@ -228,7 +228,7 @@ def _unit_peak(name: str, matrix: Tensor) -> Tensor:
     """The matrix in float64, scaled to a largest entry of 1: its squares neither overflow nor vanish."""
     matrix = matrix.double().contiguous()  # factors of heads are strided views, which are slow to read
     peak = matrix.abs().amax((-2, -1), keepdim=True)
-    if not peak.all():
+    if not _check.every(peak > 0):
         raise ValueError(f"{name} is the zero matrix, expected one with a nonzero entry")
     return matrix / peak
 
@@ -236,7 +236,7 @@ def _unit_peak(name: str, matrix: Tensor) -> Tensor:
 def _entropy_rank(name: str, sigma: Tensor, floor: Tensor, skip: int) -> Tensor:
     """Effective rank from singular values in falling order; those below the floor are rounding errors."""
     kept = (sigma * (sigma > floor))[..., _check.integer("skip", skip, least=0) :]
-    if not kept.sum(-1).all():
+    if not _check.every(kept.sum(-1) > 0):
         raise ValueError(f"{name} has no nonzero singular value beyond the first {skip}, expected at least one")
     return _exp_entropy(kept)
 

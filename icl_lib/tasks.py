@@ -110,10 +110,10 @@ def spiked_covariance(dim: int, strength: Number, direction: Tensor | None = Non
     """
     _check.integer("dim", dim)
     _check.number("strength", strength, above=-1.0)
-    gamma = torch.eye(dim, dtype=torch.float64)[0] if direction is None else direction
+    gamma = torch.eye(dim, dtype=torch.float64, device="cpu")[0] if direction is None else direction
     _check.array("direction", gamma, shape=(dim,))
     length = torch.linalg.vector_norm(gamma.double())
-    if length == 0:
+    if not _check.every(length > 0):
         raise ValueError("direction is the zero vector, expected a direction")
     gamma = gamma.double() / length
     return torch.eye(dim, dtype=torch.float64, device=gamma.device) + strength * torch.outer(gamma, gamma)
@@ -139,7 +139,7 @@ def power_law_covariance(dim: int, exponent: Number) -> Float[Tensor, "dim dim"]
     """
     _check.integer("dim", dim)
     _check.number("exponent", exponent, least=0.0)
-    spectrum = torch.arange(1, dim + 1, dtype=torch.float64) ** -exponent
+    spectrum = torch.arange(1, dim + 1, dtype=torch.float64, device="cpu") ** -exponent
     return torch.diag(spectrum * (dim / spectrum.sum()))
 
 

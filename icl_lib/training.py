@@ -25,7 +25,7 @@ class Trajectory:
     """Training runs: the learned blocks at the recorded steps.
 
     Args:
-        steps: numbers of the recorded steps, shape ``(times,)``.
+        steps: numbers of the recorded steps, shape ``(times,)``, on the CPU.
         value: :math:`[P_1 \\; P_2]`, shape ``(times, runs, d, 2 d)``.
         query: :math:`[Q_1 ; Q_2]`, shape ``(times, runs, 2 d, d)``.
 
@@ -276,7 +276,7 @@ def train(
     if unknown := set(frozen) - set(BLOCKS):
         raise ValueError(f"frozen holds {sorted(unknown)}, expected names among {', '.join(BLOCKS)}")
     value_rate, query_rate = (
-        torch.tensor([0.0 if name in frozen else rate / batch for name in names]).to(value).repeat_interleave(d)
+        value.new_tensor([0.0 if name in frozen else rate / batch for name in names]).repeat_interleave(d)
         for names in (BLOCKS[:2], BLOCKS[2:])
     )
     value, query = value.clone(), query.clone()
@@ -299,7 +299,7 @@ def train(
             steps.append(step)
             values.append(value.clone())
             queries.append(query.clone())
-    return Trajectory(torch.tensor(steps), torch.stack(values), torch.stack(queries))
+    return Trajectory(torch.tensor(steps, device="cpu"), torch.stack(values), torch.stack(queries))
 
 
 def _spread(tasks: Tensor, batch: int, runs: int, dim: int) -> Tensor:

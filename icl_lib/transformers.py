@@ -89,7 +89,7 @@ class Trajectory:
     """Training runs of one setting: weights and scores at the recorded steps.
 
     Args:
-        steps: numbers of the recorded steps, shape ``(times,)``.
+        steps: numbers of the recorded steps, shape ``(times,)``, on the CPU.
         weights: weights by name, shapes ``(times, runs, ...)``, see :func:`initial_weights`.
         loss: mean cross-entropy on each set, by the name of the set, shape ``(times, runs)``.
         accuracy: part of the scored answers that are right, alike.
@@ -198,8 +198,8 @@ def answer_logits(weights: Weights, tokens: Int[Tensor, "runs n length"]) -> Flo
     _check_call(weights, tokens)
     if (layers := weights["query"].shape[1]) != 1:
         raise ValueError(f"weights have {layers} layers, expected 1")
-    if len(last := tokens[..., -1].unique()) != 1:
-        raise ValueError(f"tokens end in {last.tolist()}, expected the same last token everywhere")
+    if not _check.every((last := tokens[..., -1]) == last[0, 0]):
+        raise ValueError(f"tokens end in {last.unique().tolist()}, expected the same last token everywhere")
     result = _answer_logits(weights, tokens)
     if not _check.all_finite(result):
         raise ValueError("weights give scores that lie too far apart, expected smaller ones, or a call of logits")
@@ -258,7 +258,7 @@ def head_scores(
     before = torch.arange(length, device=tokens.device)
     copies = (tokens[..., :, None] == tokens[..., None, :]) & (before < before[:, None])  # x_t = x_s with s < t
     has_copy = copies.any(-1)  # (runs, n, t)
-    if not has_copy.any(-1).any(-1).all():
+    if not _check.every(has_copy.any(-1).any(-1)):
         raise ValueError("tokens has a run in which no token occurs twice, expected sequences that repeat some")
     behind = functional.pad(copies[..., :-1], (1, 0))  # one place on
     found = (patterns * behind[:, None, None]).sum((-1, -2, -3))
@@ -385,7 +385,8 @@ def train(
         _save(store, state | {"step": n_steps + 1}, generators)
     table = _by_name(records)
     losses, accuracies = ({name: torch.stack(table[name])[:, i] for name in sets} for i in (0, 1))
-    return Trajectory(torch.tensor(table["step"]), _named(torch.stack(table["flat"]), shapes), losses, accuracies, sets)
+    steps = torch.tensor(table["step"], device="cpu")
+    return Trajectory(steps, _named(torch.stack(table["flat"]), shapes), losses, accuracies, sets)
 
 
 def emergence_window(
@@ -453,7 +454,7 @@ def _answer_logits(weights: Weights, tokens: Tensor) -> Tensor:
     embed, position = weights["embed"], weights["position"]
     (r, n, t), (heads, d_h) = tokens.shape, weights["query"].shape[-2:]
     w_q, w_k, w_v, w_o = (weights[name][:, 0] for name in ("query", "key", "value", "output"))
-    final = embed[:, tokens[0, 0, -1]]  # (r, D)
+    final = embed.index_select(1, tokens[0, 0, -1:])[:, 0]  # (r, D)
     query = torch.bmm((final + position[:, t - 1])[:, None], w_q.flatten(-2)).view(r, 1, heads, d_h) * d_h**-0.5
     key = (w_k * query).sum(-1)  # (r, D, heads)
     scores = torch.bmm(embed, key)[:, None] + torch.bmm(position[:, :t], key)[:, :, None]  # (r, t, inputs, heads)
@@ -556,7 +557,7 @@ def _check_call(weights: Weights, tokens: Tensor) -> None:
         _check.array(f"weights[{name!r}]", weights.get(name), shape=(runs, *shape))
     if tokens.ndim != 3 or len(tokens) != runs or not 0 < tokens.shape[2] <= length or not tokens.numel():
         raise ValueError(f"tokens has shape {tuple(tokens.shape)}, expected ({runs}, n, at most {length})")
-    if tokens.dtype != torch.int64 or tokens.min() < 0 or tokens.max() >= inputs:
+    if tokens.dtype != torch.int64 or not _check.every((tokens >= 0) & (tokens < inputs)):
         low, high = tokens.min().item(), tokens.max().item()
         raise ValueError(f"tokens are {tokens.dtype} from {low} to {high}, expected int64 from 0 to {inputs - 1}")
 

@@ -94,19 +94,6 @@ def test_training_with_noise_and_fresh_tasks_lowers_the_population_loss(generato
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_training_stays_on_its_device_and_in_its_dtype():
-    """On an accelerator where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    value, query = (weights.float().to(device) for weights in start(2, 3, 0.1))
-    options = {"covariance": torch.eye(3, device=device), "length": 2, "learning_rate": 0.01, "n_steps": 3, "batch": 2}
-    tasks = torch.ones(4, 3, 3, device=device)
-    run = training.train(tasks, value, query, **options, noise=0.1, generator=torch.Generator(device).manual_seed(0))
-    assert run.value.device.type == run.query.device.type == device.type and run.value.dtype == torch.float32
-    assert run.steps.tolist() == [0, 1, 2, 3] and bool(torch.isfinite(run.strengths()).all())
-    law = LinearDynamics(torch.tensor([1.0, 0.5], device=device), 4)
-    assert law.logistic(3.0, 0.1).device.type == law.loss(law.limits, law.limits).device.type == device.type
-
-
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_runs_with_tasks_of_their_own_are_separate_runs(diagonal, generator):
     """The gradient of each of three runs, on its own tasks, is that of a run alone."""

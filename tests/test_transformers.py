@@ -207,15 +207,3 @@ def test_emergence_window_of_a_known_curve():
     early = rise + 0.3 / (1 + torch.exp(-(t - 100.0) / 10)) - 0.3  # steeper, but below the threshold
     assert transformers.emergence_window(t, early) == (700, 640, 760)
     assert transformers.emergence_window(t[:36], rise[:36]) == (700, 640, 700)  # cut off at the end
-
-
-def test_training_stays_on_its_device_and_in_its_dtype():
-    """On an accelerator where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for task in (Repeats(5, 6, 2, 3), ModularAddition(5)):
-        run = transformers.train(
-            task, SMALL, generators=[torch.Generator(device).manual_seed(0)], n_steps=3, every=2, **GROKKING, hold=1
-        )
-        assert {weight.device.type for weight in run.weights.values()} == {device.type}
-        assert {weight.dtype for weight in run.weights.values()} == {torch.float32}
-        assert all(bool(torch.isfinite(loss).all()) for loss in run.loss.values())
