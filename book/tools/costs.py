@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ import execute
 import full_size_transformers
 import nbformat
 import torch
+from nbclient.exceptions import CellExecutionError
 
 from icl_lib import transformers
 
@@ -120,8 +122,8 @@ def page(titles: dict[str, str]) -> str:
     return "\n".join([start, "", *chapter_rows(costs, titles), "", *stored_rows(costs), ""])
 
 
-def main() -> None:
-    """Measure what is missing, one chapter after the other on one thread."""
+def main() -> int:
+    """Measure what is missing, one chapter after the other on one thread; returns 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scale", nargs="+", choices=SCALES, default=list(SCALES))
     parser.add_argument("--again", action="store_true", help="measure also what is known")
@@ -137,15 +139,23 @@ def main() -> None:
     torch.set_num_threads(1)
     known = costs.setdefault("trainings", {})
     known |= {name: training(name) for name in full_size_transformers.RUNS if options.again or name not in known}
+    failed = []
     for scale in options.scale:
         os.environ["ICL_SCALE"] = scale
         for chapter in execute.chapters():
             known = costs["chapters"].setdefault(chapter.stem, {})
-            if options.again or known.get(scale, {}).get("code") != digest(chapter):
+            if not options.again and known.get(scale, {}).get("code") == digest(chapter):
+                continue
+            try:
                 known[scale] = measure(chapter)
-                print(chapter.stem, scale, known[scale], flush=True)
-                COSTS.write_text(json.dumps(costs, indent=1) + "\n")
+            except CellExecutionError as error:
+                failed.append(chapter.stem)
+                print(f"FAILED {chapter.stem} {scale}\n{error}", file=sys.stderr, flush=True)
+                continue
+            print(chapter.stem, scale, known[scale], flush=True)
+            COSTS.write_text(json.dumps(costs, indent=1) + "\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
