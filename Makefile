@@ -28,6 +28,7 @@ book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book in
 	$(PY) book/tools/contract.py
 	$(PY) book/tools/execute.py
 	$(PY) book/tools/harvest.py
+	$(PY) book/tools/speed.py
 	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
 	@test -e _build/.complete || rm -rf _build/.doctrees
 	@rm -f _build/.complete
@@ -54,9 +55,9 @@ lint: $(STAMP)  ## check the style and the types of the code
 	.venv/bin/mypy
 	$(PY) book/tools/notebooks.py --check
 
-bench: $(STAMP)  ## run the benchmarks
-	@echo "Running the benchmarks."
-	@for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(PY) $$script || exit 1; done
+bench: $(STAMP)  ## compare speed and memory with the straightforward way (minutes)
+	@echo "Running the benchmarks; the cost against d is another program, benchmarks/scaling.py."
+	$(PY) benchmarks/run.py
 
 paper: export ICL_SCALE := paper
 paper: $(STAMP)  ## build the book with every chapter at the papers' sizes (hours on a CPU; a GPU helps)
@@ -72,7 +73,7 @@ serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for a
 
 clean:  ## remove everything that was built, but keep .venv and _vendor
 	@echo "Removing what was built."
-	rm -rf _build book/*-rows.md book/welcome.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf _build book/*-rows.md book/welcome.png book/speed.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # With MathJax beside the pages the book can be read offline; without npm or a network it comes from its usual CDN.
 mathjax:
