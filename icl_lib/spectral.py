@@ -58,7 +58,7 @@ def product_rank(
     .. math:: A B = Q_A \\, (R_A R_B^\\top) \\, Q_B^\\top, \\qquad A = Q_A R_A, \\quad B^\\top = Q_B R_B
 
     The small core :math:`R_A R_B^\\top` has the nonzero singular values of the product. Where these span less than five
-    decades, and the factors do not cancel, they come from the factors' Gram matrices, several times as fast. In float32
+    decades, and the factors do not cancel, they come from the factors' Gram matrices, which is faster. In float32
     the formed product would add rounding errors of the size of its smaller singular values, which the marginalised rank
     counts.
 

@@ -31,9 +31,12 @@ def table() -> pd.DataFrame:
         return pd.read_csv(path)
 
 
-def test_every_setting_has_every_seed_and_the_provenance_says_how(table):
-    about = json.loads((resources.files("icl_lib.data") / "equivalence_d80.json").read_text())
+@pytest.mark.parametrize("dim", full_size.SIZES)
+def test_every_setting_has_every_seed_and_the_provenance_says_how(dim):
+    table = pd.read_csv(resources.files("icl_lib.data") / f"equivalence_d{dim}.csv")
+    about = json.loads((resources.files("icl_lib.data") / f"equivalence_d{dim}.json").read_text())
     runs = about["runs"]
+    assert [run["n"] / dim**2 for run in runs] == list(full_size.SIZES[dim])
     assert sum(run["rows"] for run in runs) == len(table) and not table.isna().any(axis=None)
     seeds = table.groupby(KEYS).seed.nunique()
     assert (seeds == table.groupby(KEYS).size()).all() and seeds.min() >= 8
