@@ -107,6 +107,18 @@ def penalty_path(n: int, k: int) -> Pair:
     return lambda: ridge_path(features, targets, PENALTIES), plain
 
 
+def stacked_ridge(n: int, k: int, runs: int) -> Pair:
+    """All runs in one call, with a leading axis, against one call a run."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(runs, n, k, generator=generator, dtype=torch.float64)
+    targets = torch.randn(runs, n, generator=generator, dtype=torch.float64)
+
+    def plain() -> object:
+        return torch.stack([ridge_path(x, y, PENALTIES) for x, y in zip(features, targets, strict=True)])
+
+    return lambda: ridge_path(features, targets, PENALTIES), plain
+
+
 def draw(dim: int, n: int, seed: int = 0) -> Summaries:
     generator = torch.Generator().manual_seed(seed)
     tasks = TaskPrior(dim).sample(n, generator=generator)
@@ -496,6 +508,12 @@ CASES = [
     ),
     ridge("ridge, n = 1600, k = 800, 5 penalties", partial(penalty_path, 1600, 800)),
     ridge("ridge, n = 800, k = 1600, 5 penalties", partial(penalty_path, 800, 1600)),
+    Case(
+        "ridge.ridge_path",
+        "run by run",
+        "ridge, 200 runs of n = k = 40, 5 penalties",
+        partial(stacked_ridge, 40, 40, 200),
+    ),
     linear("linear Transformer, dual, d = 40, n = 400", partial(linear_transformer, 40, 400)),
     linear("linear Transformer, dual, d = 30, n = 900", partial(linear_transformer, 30, 900)),
     linear("linear Transformer, primal, d = 30, n = 3600", partial(linear_transformer, 30, 3600)),

@@ -305,7 +305,8 @@ class RandomTransformer:
         width: number k of neurons.
         activation: :math:`\\sigma`, a name in ``hermite.ACTIVATIONS`` or a callable.
         generator: source of F, and later of the twin's noise.
-        dtype: of F and of the features; float32 takes half the time and less memory, and the read-out is still solved in float64.
+        dtype: of F and of the features; float32 takes half the time and less memory, and the read-out is still solved
+            in float64.
         memory: bytes that the model and its training may take; any number if missing. :func:`training_memory` tells
             how many it takes.
 

@@ -238,7 +238,8 @@ def train(
 
     with the sample covariance :math:`\\hat S` drawn by :func:`sample_covariances`, jointly with the label noise if
     there is any. The other blocks of the weights have no gradient. Computes in the dtype and on the device of the
-    weights; float32 is one and a half times to twice as fast on a CPU, and its rounding is far below the noise of the gradients.
+    weights; float32 is one and a half times to twice as fast on a CPU, and its rounding is far below the noise of the
+    gradients.
 
     Args:
         tasks: shape ``(K, d)`` (diagonal) or ``(K, d, d)`` for all runs, or ``(runs, K, d, d)`` for each its own; or a

@@ -28,6 +28,7 @@ SMALL = [  # every way to build a case, at a size that takes no time
     partial(cases.covariances, 2, 8, 5),
     partial(cases.penalty_path, 12, 7),
     partial(cases.penalty_path, 7, 12),
+    partial(cases.stacked_ridge, 5, 4, 3),
     partial(cases.linear_transformer, 3, 9),
     partial(cases.linear_transformer, 3, 40),
     partial(cases.equivalence, 4, 20, 10),
@@ -69,6 +70,11 @@ def test_no_way_to_build_a_case_is_left_out():
 def test_both_ways_to_ridge_agree(shape):
     ours, plain = cases.penalty_path(*shape)
     torch.testing.assert_close(ours(), torch.stack(plain()), rtol=1e-6, atol=1e-9)
+
+
+def test_stacked_runs_of_ridge_are_those_one_by_one():
+    ours, plain = cases.stacked_ridge(6, 9, 3)
+    torch.testing.assert_close(ours(), plain(), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("n", [9, 60])
