@@ -314,7 +314,7 @@ def test_killed_run_loses_nothing_and_repeats_nothing(script, uninterrupted, tmp
 
 @slow
 @pytest.mark.parametrize("n_jobs", [None, 2])
-def test_ctrl_c_leaves_a_usable_store(script, uninterrupted, tmp_path, n_jobs):
+def test_ctrl_c_leaves_a_usable_store(script, uninterrupted, tmp_path, n_jobs, listens):
     """A terminal sends the signal to the driver and to its workers."""
     store = tmp_path / "store"
     process = launch(script, store, tmp_path / "log", n_jobs)
@@ -335,7 +335,15 @@ def test_ctrl_c_leaves_a_usable_store(script, uninterrupted, tmp_path, n_jobs):
     assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
 
 
-def test_ctrl_c_says_what_is_kept(tmp_path):
+@pytest.fixture
+def listens():
+    """Ctrl-C is heard, also if the tests run in the background of a shell, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, listens):
     def interrupted(seed, log):
         with open(log, "a") as file:
             file.write(f"{seed}\n")
