@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -132,6 +133,7 @@ class Repository:
         return cls(url, settings.get("branch") or "main", address)
 
 
+@cache
 def split(text: str) -> tuple[list[Cell], dict[str, Any]]:
     """The cells of a chapter, and its header."""
     notebook = jupytext.reads(text, fmt="md:myst")
@@ -318,7 +320,7 @@ def citation(entry: Entry) -> tuple[str, str, str]:
     def last_name(person: Person) -> str:
         return " ".join(str(part) for part in [*person.rich_prelast_names, *person.rich_last_names])
 
-    names = [last_name(person) for person in entry.persons.get("author", [])]
+    names = [last_name(person) for person in entry.persons.get("author") or entry.persons.get("editor", [])]
     authors = f"{names[0]} et al." if len(names) > 2 else " and ".join(names) or entry.fields.get("title", entry.key)
     fields = entry.fields
     if "doi" in fields:
