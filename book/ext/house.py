@@ -97,6 +97,13 @@ def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
             shutil.copyfile(twin(app, page), target)
 
 
+def dress_claims(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Load style and script of the tables of claims, the script before MathJax rewrites what its filters search."""
+    if page in ("book/ledger", "book/map"):
+        app.add_css_file("ledger.css")
+        app.add_js_file("ledger.js", priority=400, loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above to Sphinx's events."""
     app.add_role("claim", claim_role)
@@ -105,5 +112,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", name_once)
     app.connect("doctree-read", mark_claims)
     app.connect("html-page-context", offer_notebook, priority=100)
+    app.connect("html-page-context", dress_claims)
     app.connect("build-finished", copy_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -327,7 +327,7 @@ def claims(chapter: Chapter, root: Path) -> Problems:
 
 def claim_calls(chapter: Chapter) -> Iterator[tuple[Cell, ast.Call]]:
     """Every ``run.claim(…)`` of a chapter."""
-    for cell in chapter.code:
+    for cell in (cell for cell in chapter.code if "run.claim" in cell.source):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "run.claim":
                 yield cell, node
@@ -399,7 +399,7 @@ def library(root: Path) -> Problems:
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
         definitions = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        for name in _public(body):
+        for name in public_names(body):
             mention = re.compile(rf"\b{re.escape(name)}\b")
             if not mention.search(tests):
                 yield f"{path.stem}.{name} is used in no test"
@@ -411,7 +411,7 @@ def library(root: Path) -> Problems:
                 yield f"{path.stem}.{name} is mentioned on no page"
 
 
-def _public(body: list[ast.stmt]) -> list[str]:
+def public_names(body: list[ast.stmt]) -> list[str]:
     """The names in ``__all__`` of a module."""
     for node in body:
         if isinstance(node, ast.Assign) and any(ast.unparse(target) == "__all__" for target in node.targets):

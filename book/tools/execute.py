@@ -28,11 +28,17 @@ SCALE = os.environ.get("ICL_SCALE", "quick")
 TIMEOUT = 600 if SCALE == "quick" else None
 
 
-def chapters() -> list[Path]:
-    """Sources of the chapters, in the order of the table of contents."""
+def parts() -> dict[str, list[str]]:
+    """Names of the chapters of each part, in the order of the table of contents."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    pages = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return [ROOT / f"{page}.md" for page in pages if page.startswith("notebooks/")]
+    files = {part["caption"]: [Path(entry["file"]) for entry in part["chapters"]] for part in toc["parts"]}
+    found = {part: [file.name for file in group if file.parent.name == "notebooks"] for part, group in files.items()}
+    return {part: names for part, names in found.items() if names}
+
+
+def chapters() -> list[Path]:
+    """Sources of all chapters."""
+    return [ROOT / "notebooks" / f"{name}.md" for part in parts().values() for name in part]
 
 
 def read(chapter: Path) -> NotebookNode:

@@ -1,9 +1,8 @@
-"""Write what prose pages show of the chapters: the claims they asserted, their costs, and the welcome page's figure."""
+"""Write what prose pages show of the chapters: their claims, the papers behind them, their costs, and one figure."""
 
 from __future__ import annotations
 
 import base64
-import html
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -11,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import costs
-from execute import ROOT, chapters, open_cache, read
+from execute import ROOT, chapters, open_cache, parts, read
 from jupyter_cache.base import JupyterCacheAbstract
+from ledger import Ledger, counts
+from lowering import Book
+from map import Map
 from nbformat import NotebookNode
 
-from icl_lib.chapter import CLAIM_MIMETYPE, VERDICTS
+from icl_lib.chapter import CLAIM_MIMETYPE
 
-ROWS = ROOT / "book" / "ledger-rows.md"
+ROWS, COUNT = ROOT / "book" / "ledger-rows.md", ROOT / "book" / "ledger-count-rows.md"
+MAP = ROOT / "book" / "map-rows.md"
 COSTS = ROOT / "book" / "costs-rows.md"
 PICTURE, PICTURE_NAME = ROOT / "book" / "welcome.png", "fig-pe-picture"
-SYMBOLS = dict(zip(VERDICTS, "✔✎◐✘", strict=True))
-COLUMNS = ("claim", "statement", "source", "verdict", "measured", "required", "test")
 
 
 def claims(notebook: NotebookNode) -> Iterator[dict[str, Any]]:
@@ -52,26 +53,6 @@ def title(notebook: NotebookNode) -> str:
     return next(line[2:].strip() for line in lines if line.startswith("# "))
 
 
-def code(text: str) -> str:
-    """Text in code style, or nothing at all."""
-    return f"`{text}`" if text else ""
-
-
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of a row, in the order of :data:`COLUMNS`."""
-    name = html.escape(row["id"])
-    link = f'<a class="reference internal" href="../notebooks/{row["chapter"]}.html#claim-{name}">{name}</a>'
-    verdict = f"{SYMBOLS[row['verdict']]} {row['verdict']}"
-    source = row["source"].replace("[", r"\[").replace("]", r"\]")
-    return link, row["statement"], source, verdict, row["measured"], row["criterion"], code(row["test"])
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """A list table; unlike a pipe table it may contain formulas with vertical bars."""
-    lines = ["* - " + "\n  - ".join(" ".join(cell.split()) for cell in row) for row in [COLUMNS, *rows]]
-    return "\n".join(["```{list-table}", ":header-rows: 1", ":class: icl-ledger", "", *lines, "```"])
-
-
 def write(path: Path, content: bytes) -> None:
     """Write a file, but leave it alone if it has this content, so that its page is not built again."""
     if not path.exists() or path.read_bytes() != content:
@@ -82,17 +63,14 @@ def main() -> None:
     """Write the rows and the picture, or stop with a message if one is missing or two claims share a name."""
     cache = open_cache()
     notebooks = [executed(cache, chapter) for chapter in chapters()]
-    found = [(title(notebook), list(claims(notebook))) for notebook in notebooks]
-    rows = [row for _, group in found for row in group]
+    rows = [row for notebook in notebooks for row in claims(notebook)]
     repeated = [name for name, times in Counter(row["id"] for row in rows).items() if times > 1]
     if not rows or repeated:
         sys.exit(f"claims with the same name: {', '.join(repeated)}" if repeated else "no chapter asserts a claim")
-    verdicts = Counter(row["verdict"] for row in rows)
-    counts = ", ".join(f"{SYMBOLS[verdict]} {verdicts[verdict]} {verdict}" for verdict in VERDICTS)
-    scales = " and ".join(sorted({row["scale"] for row in rows}))
-    parts = [f"**{len(rows)} claims, checked at scale `{scales}`:** {counts}."]
-    parts += [f"### {heading}\n\n{table([cells(row) for row in group])}" for heading, group in found if group]
-    write(ROWS, ("\n\n".join(parts) + "\n").encode())
+    book = Book.load(ROOT)
+    write(ROWS, Ledger.read(ROOT, book, [row["test"] for row in rows]).page(rows, parts()).encode())
+    write(COUNT, f"{counts(rows)}\n".encode())
+    write(MAP, Map(ROOT, book).page().encode())
     print(f"{len(rows)} claims written to {ROWS.relative_to(ROOT)}")
     figures = dict(picture for notebook in notebooks for picture in pictures(notebook))
     if PICTURE_NAME not in figures:
