@@ -96,7 +96,8 @@ EXPECTED = {
     "citation without an address": "and (Szegő, 1939).",
     "pages": "[Count to two](sample-chapter.ipynb), [words](sample-chapter.ipynb), *How to read*, *Notation*.",
     "places": "[Count to two](sample-chapter.ipynb), *Two scales*, *words*, "
-    "Exercise 1 of [Count to two](sample-chapter.ipynb), Exercise 4,\nthe picture, *A place*, <https://example.org>, [a link](https://example.org/a_b).",
+    "Exercise 1 of [Count to two](sample-chapter.ipynb), Exercise 4,\nthe picture (Figure 5), "
+    "*A place*, <https://example.org>, [a link](https://example.org/a_b).",
     "code fence": "~~~text\n(not-a-label)=\n{unknown}`role`\n~~~",
     "figure caption": "*Figure 5.* A dot at $x$, see (4).",
 }
@@ -105,6 +106,13 @@ EXPECTED = {
 @pytest.mark.parametrize("construct", EXPECTED)
 def test_construct_is_lowered(text: str, construct: str) -> None:
     assert EXPECTED[construct] in text
+
+
+def test_figures_of_prose_pages_are_counted_too(root: Path) -> None:
+    page = root / "book/index.md"
+    figure = "```{figure} dot.png\n:alt: A dot.\n:name: fig-first\n\nA caption.\n```"
+    page.write_text(f"{page.read_text(encoding='utf-8')}\n{figure}\n", encoding="utf-8")
+    assert "*Figure 6.* A dot at" in markdown(lowered(root))
 
 
 def test_nothing_of_myst_is_left(text: str) -> None:

@@ -61,6 +61,7 @@ HEADING = re.compile(r"#{1,6} ")
 ENVIRONMENT = re.compile(r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{).)*?\\end\{\1\}", re.DOTALL)
 FENCED = re.compile(r"^[ \t]*(`{3,}+|~{3,}+)(?!\{(?!code-cell))[^\n]*\n(?:.*?\n)??[ \t]*\1[`~]*[ \t]*$", re.M | re.S)
 DISPLAY = re.compile(r"\$\$(.+?)\$\$(?:[ \t]*\(([^()\s]+)\))?", re.DOTALL)
+FIGURE = re.compile(r"^(?:`{3,}|:{3,})\{figure\}.*\n(?::.*\n)*?:name:[ \t]*(\S+)", re.MULTILINE)
 NUMBERED = re.compile(r"^(?::{3,}|`{3,})\{(prf:(?!proof)\w+|exercise)\}[ \t]*(.*)\n((?::[\w-]+:.*\n)*)", re.MULTILINE)
 
 
@@ -291,6 +292,9 @@ def _labels(page: str, text: str, counts: Counter[str]) -> Iterator[tuple[str, P
             if figure.get("caption"):
                 counts["figure"] += 1
                 yield figure.get("name", ""), Place("figure", page, counts["figure"])
+    for figure in FIGURE.finditer(text):
+        counts["figure"] += 1
+        yield figure[1], Place("figure", page, counts["figure"])
     waiting: list[str] = []
     for line, plain in zip(text.split("\n"), prose.split("\n"), strict=True):
         if target := re.fullmatch(r"\(([^()\s]+)\)=[ \t]*", plain):
@@ -496,7 +500,7 @@ class _Lowering:
         else:
             place = self.place(label, line, name, "section", "exercise", "figure")
         if text:
-            return self.link(text, place.page)
+            return self.link(text, place.page) + (f" (Figure {place.number})" if place.kind == "figure" else "")
         if place.kind == "section" and place.title:
             return self.link(place.title, place.page, always=True)
         if place.kind in ("section", "figure"):
