@@ -1,6 +1,6 @@
 # The commands of the book. `make` alone lists them; the first one that needs it sets up .venv.
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow notebooks lint bench paper serve clean mathjax
+.PHONY: help book test test-slow notebooks lint bench paper serve clean vendor
 
 PY    := .venv/bin/python
 STAMP := .venv/.stamp
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-book: $(STAMP) notebooks mathjax  ## execute what is stale and build the book into _build/html
+book: $(STAMP) notebooks vendor  ## execute what is stale and build the book into _build/html
 	@echo "Executing the chapters that changed, then building the book."
 	$(PY) book/tools/contract.py
 	$(PY) book/tools/execute.py
@@ -75,9 +75,17 @@ clean:  ## remove everything that was built, but keep .venv and _vendor
 	@echo "Removing what was built."
 	rm -rf _build book/*-rows.md book/welcome.png book/speed.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-# With MathJax beside the pages the book can be read offline; without npm or a network it comes from its usual CDN.
-mathjax:
-	@test -d _vendor/mathjax || { mkdir -p _vendor && cd _vendor \
-		&& npm pack --silent --fetch-retries=0 mathjax@3.2.2 >/dev/null 2>&1 \
-		&& tar xzf mathjax-3.2.2.tgz package/es5 package/LICENSE && mv package mathjax && rm mathjax-3.2.2.tgz; } \
-		|| echo "npm could not fetch MathJax, so the pages will load it from its CDN."
+# Scripts that lie beside the pages, so that the book can be read offline. Without npm or a network MathJax comes from its
+# usual CDN, and links have no previews.
+# $(call fetch,folder,npm package,its archive,files in it,what happens without it)
+define fetch
+	@test -d _vendor/$(1) || { mkdir -p _vendor && cd _vendor \
+		&& npm pack --silent --fetch-retries=0 $(2) >/dev/null 2>&1 \
+		&& tar xzf $(3) $(addprefix package/,$(4)) && mv package $(1) && rm $(3); } \
+		|| echo "npm could not fetch $(2), so $(5)."
+endef
+
+vendor:
+	$(call fetch,mathjax,mathjax@3.2.2,mathjax-3.2.2.tgz,es5 LICENSE,the pages will load it from its CDN)
+	$(call fetch,popper,@popperjs/core@2.11.8,popperjs-core-2.11.8.tgz,dist/umd/popper.min.js LICENSE.md,links have no previews)
+	$(call fetch,tippy.js,tippy.js@6.3.7,tippy.js-6.3.7.tgz,dist/tippy-bundle.umd.min.js LICENSE,links have no previews)

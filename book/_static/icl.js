@@ -11,6 +11,11 @@
       });
   }
   window.addEventListener("load", () => {
+    // Previews are for pointers and keyboards, where Escape closes them; a finger just follows the link.
+    if (window.tippy) {
+      window.tippy.setDefaultProps({ touch: false });
+      document.addEventListener("keydown", (event) => event.key === "Escape" && window.tippy.hideAll());
+    }
     const mathjax = window.MathJax && window.MathJax.startup;
     Promise.resolve(mathjax && mathjax.promise).then(settle);
   });

@@ -1,20 +1,25 @@
-"""What the book adds to Jupyter Book: buttons, offline MathJax, unique identifiers, clean downloads, marked claims."""
+"""What the book adds to Jupyter Book: buttons, offline scripts, unique identifiers, downloads, claims, dates, costs."""
 
 from __future__ import annotations
 
+import json
+import pickle
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
-from sphinx.application import Sphinx
+from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
 from sphinx.config import Config
 from sphinx_proof.nodes import proof_node
 
 CLAIM = re.compile(r"✔ claim (?P<name>\S+) ")
-MATHJAX = Path("_vendor/mathjax/es5/tex-mml-chtml.js")
+VENDOR = "_vendor"
+MATHJAX = "mathjax/es5/tex-mml-chtml.js"
+TIPPY = ["popper/dist/umd/popper.min.js", "tippy.js/dist/tippy-bundle.umd.min.js"]
 
 
 def set_buttons(app: Sphinx, config: Config) -> None:
@@ -27,11 +32,24 @@ def set_buttons(app: Sphinx, config: Config) -> None:
             options.pop(key, None)
 
 
-def set_mathjax(app: Sphinx, config: Config) -> None:
-    """Serve MathJax from the book itself if it has been fetched; otherwise Sphinx's default, a CDN, stays."""
-    if (Path(app.srcdir) / MATHJAX).is_file():
-        config.html_static_path.append(MATHJAX.parts[0])
-        config.mathjax_path = MATHJAX.relative_to(MATHJAX.parts[0]).as_posix()
+def fetched(app: Sphinx, *scripts: str) -> bool:
+    """Whether scripts have been fetched, so that the book can serve them itself."""
+    return all((Path(app.srcdir) / VENDOR / script).is_file() for script in scripts)
+
+
+def set_scripts(app: Sphinx, config: Config) -> None:
+    """Serve what has been fetched: MathJax, else Sphinx's default, a CDN, stays; and previews, else there are none."""
+    if (Path(app.srcdir) / VENDOR).is_dir():
+        config.html_static_path.append(VENDOR)
+    if fetched(app, MATHJAX):
+        config.mathjax_path = MATHJAX
+    if fetched(app, *TIPPY):
+        config.tippy_js = TIPPY
+        config.tippy_enable_mathjax = True
+        config.tippy_enable_doitips = config.tippy_enable_wikitips = False
+        config.tippy_tip_selector = "figure, p, div.admonition, div.citation"
+        config.tippy_anchor_parent_selector = "article.bd-article"
+        config.tippy_props = {"maxWidth": 560, "delay": [300, 0]}
 
 
 def name_once(app: Sphinx, doctree: nodes.document) -> None:
@@ -88,6 +106,36 @@ def offer_notebook(app: Sphinx, page: str, template: str, context: dict[str, Any
         context["ipynb_source"] = f"{page}.ipynb"
 
 
+def changed(app: Sphinx, page: str) -> str:
+    """When a page, or a file that it shows, was last changed; nothing where git does not know."""
+    files = [app.env.doc2path(page), *app.env.dependencies.get(page, ())]
+    try:
+        command = ["git", "log", "-1", "--format=%cs", "--", *files]
+        date = subprocess.run(command, cwd=app.srcdir, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        date = ""
+    return f"Last changed {date}." if date else ""
+
+
+def cost(app: Sphinx, page: str) -> str:
+    """What a chapter takes at each scale, as far as it has been measured."""
+    path = Path(app.srcdir) / "book" / "costs.json"
+    known = json.loads(path.read_text())["chapters"].get(Path(page).name, {}) if path.is_file() else {}
+    parts = []
+    for scale, measured in known.items() if page.startswith("notebooks/") else ():
+        seconds = measured["seconds"]
+        time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+        parts.append(f"{time} and {measured['peak_bytes'] / 1e9:.1f} GB at scale {scale}")
+    return f"On one processor core this chapter takes {', '.join(parts)}." if parts else ""
+
+
+def show_facts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Say at the foot of a page when it was last changed, and what it costs to run."""
+    facts = " ".join(filter(None, [cost(app, page), changed(app, page)])) if doctree else ""
+    if facts:
+        context["theme_extra_footer"] = f"<p>{facts}</p>\n<p>{context.get('theme_extra_footer', '')}</p>"
+
+
 def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
     """Put the notebooks where the download menu looks for them."""
     if exception is None and app.builder.name == "html":
@@ -104,14 +152,28 @@ def dress_claims(app: Sphinx, page: str, template: str, context: dict[str, Any],
         app.add_js_file("ledger.js", priority=400, loading_method="defer")
 
 
+def keep_previews(app: Sphinx, exception: Exception | None) -> None:
+    """sphinx-tippy knows the pages of this build alone: keep what it knows for the next, and drop outdated files."""
+    if exception is None and hasattr(app.env, "tippy_data"):
+        written = {data["js_path"] for data in app.env.tippy_data["pages"].values()}
+        for path in set(Path(app.outdir, "_static", "tippy").rglob("*.js")) - written:
+            path.unlink()
+        with open(Path(app.doctreedir) / ENV_PICKLE_FILENAME, "wb") as file:
+            pickle.dump(app.env, file, pickle.HIGHEST_PROTOCOL)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above to Sphinx's events."""
     app.add_role("claim", claim_role)
+    if fetched(app, *TIPPY):
+        app.setup_extension("sphinx_tippy")
     app.connect("config-inited", set_buttons, priority=100)
-    app.connect("config-inited", set_mathjax, priority=100)
+    app.connect("config-inited", set_scripts, priority=100)
     app.connect("doctree-read", name_once)
     app.connect("doctree-read", mark_claims)
     app.connect("html-page-context", offer_notebook, priority=100)
     app.connect("html-page-context", dress_claims)
+    app.connect("html-page-context", show_facts)
     app.connect("build-finished", copy_notebooks)
+    app.connect("build-finished", keep_previews, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
