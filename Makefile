@@ -29,6 +29,7 @@ book: $(STAMP) notebooks vendor  ## execute what is stale and build the book int
 	$(PY) book/tools/execute.py
 	$(PY) book/tools/harvest.py
 	$(PY) book/tools/speed.py
+	$(PY) book/tools/explore.py
 	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
 	@test -e _build/.complete || rm -rf _build/.doctrees
 	@rm -f _build/.complete
@@ -73,7 +74,8 @@ serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for a
 
 clean:  ## remove everything that was built, but keep .venv and _vendor
 	@echo "Removing what was built."
-	rm -rf _build book/*-rows.md book/welcome.png book/speed.png .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf _build book/*-rows.md book/welcome.png book/speed.png book/explore-*.png book/_static/explore-*.js \
+		.coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 # Scripts that lie beside the pages, so that the book can be read offline. Without npm or a network MathJax comes from its
 # usual CDN, and links have no previews.

@@ -17,6 +17,13 @@ from sphinx.config import Config
 from sphinx_proof.nodes import proof_node
 
 CLAIM = re.compile(r"✔ claim (?P<name>\S+) ")
+# Styles and scripts of single pages.
+OF_CLAIMS = ("ledger.css", "ledger.js")
+DRESS = {
+    "book/ledger": OF_CLAIMS,
+    "book/map": OF_CLAIMS,
+    "book/explore": ("explore.css", "explore-twin.js", "explore-modes.js", "explore.js"),
+}
 VENDOR = "_vendor"
 MATHJAX = "mathjax/es5/tex-mml-chtml.js"
 TIPPY = ["popper/dist/umd/popper.min.js", "tippy.js/dist/tippy-bundle.umd.min.js"]
@@ -145,11 +152,13 @@ def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
             shutil.copyfile(twin(app, page), target)
 
 
-def dress_claims(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load style and script of the tables of claims, the script before MathJax rewrites what its filters search."""
-    if page in ("book/ledger", "book/map"):
-        app.add_css_file("ledger.css")
-        app.add_js_file("ledger.js", priority=400, loading_method="defer")
+def dress(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Load styles and scripts of single pages, the scripts before MathJax rewrites what the ledger's filters search."""
+    for name in DRESS.get(page, ()):
+        if name.endswith(".css"):
+            app.add_css_file(name)
+        else:
+            app.add_js_file(name, priority=400, loading_method="defer")
 
 
 def keep_previews(app: Sphinx, exception: Exception | None) -> None:
@@ -172,7 +181,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", name_once)
     app.connect("doctree-read", mark_claims)
     app.connect("html-page-context", offer_notebook, priority=100)
-    app.connect("html-page-context", dress_claims)
+    app.connect("html-page-context", dress)
     app.connect("html-page-context", show_facts)
     app.connect("build-finished", copy_notebooks)
     app.connect("build-finished", keep_previews, priority=900)
