@@ -1,6 +1,6 @@
 # The commands of the book. `make` alone lists them; the first one that needs it sets up .venv.
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow notebooks lint bench paper serve clean vendor
+.PHONY: help book test test-slow notebooks student slides lint bench paper serve clean vendor reveal
 
 PY    := .venv/bin/python
 STAMP := .venv/.stamp
@@ -30,6 +30,7 @@ book: $(STAMP) notebooks vendor  ## execute what is stale and build the book int
 	$(PY) book/tools/harvest.py
 	$(PY) book/tools/speed.py
 	$(PY) book/tools/explore.py
+	$(PY) book/tools/course.py
 	@# A page that warned once is not read again, so an unfinished build starts afresh the next time.
 	@test -e _build/.complete || rm -rf _build/.doctrees
 	@rm -f _build/.complete
@@ -49,6 +50,15 @@ test-slow: $(STAMP)  ## run the tests that take long: kills, workers, a small Da
 notebooks: $(STAMP)  ## write notebooks/*.ipynb from notebooks/*.md
 	@echo "Writing the notebooks from their Markdown sources."
 	$(PY) book/tools/notebooks.py
+
+student: $(STAMP)  ## write the notebooks without solutions into _build/student
+	@echo "Writing the student edition."
+	$(PY) book/tools/student.py
+
+slides: $(STAMP) mathjax reveal  ## write the slides of two lectures into _build/slides
+	@echo "Executing the chapters that changed, then writing the slides."
+	$(PY) book/tools/execute.py
+	$(PY) book/tools/slides.py
 
 lint: $(STAMP)  ## check the style and the types of the code
 	@echo "Checking style and types, and that every notebook is in step with its source."
@@ -91,3 +101,7 @@ vendor:
 	$(call fetch,mathjax,mathjax@3.2.2,mathjax-3.2.2.tgz,es5 LICENSE,the pages will load it from its CDN)
 	$(call fetch,popper,@popperjs/core@2.11.8,popperjs-core-2.11.8.tgz,dist/umd/popper.min.js LICENSE.md,links have no previews)
 	$(call fetch,tippy.js,tippy.js@6.3.7,tippy.js-6.3.7.tgz,dist/tippy-bundle.umd.min.js LICENSE,links have no previews)
+
+# The same for the slides.
+reveal:
+	$(call fetch,reveal.js,reveal.js@5.2.1,reveal.js-5.2.1.tgz,dist plugin/notes LICENSE,the slides will load it from a CDN)
