@@ -64,11 +64,11 @@ def test_the_page_holds_every_chapter_exercise_and_goal(tmp_path: Path, monkeypa
     text = (tmp_path / "rows.md").read_text(encoding="utf-8")
     sheets = text[text.index("## Problem sheets") :]
     for label, place in COURSE.places("exercise").items():
-        assert f"`{place.title.split(': ', 1)[1]} <{label}>` ({place.title.split()[1]} min)" in text
+        assert f"`{place.title.split(': ', 1)[1]} <{label}>` ({place.title.split()[1]}\xa0min)" in text
     for page in COURSE.book.chapters:
         assert f"**{{doc}}`../{page}`**" in sheets
     for total, listed in zip(re.findall(r"Together (\d+) minutes", sheets), sheets.split("(sheet-")[1:], strict=True):
-        assert sum(map(int, re.findall(r"\((\d+) min\)", listed))) == int(total)
+        assert sum(map(int, re.findall(r"\((\d+)\xa0min\)", listed))) == int(total)
     assert "to **derive** the population loss of the reduced predictor" in sheets
 
 

@@ -44,7 +44,7 @@ class Course:
     def problem(self, label: str) -> str:
         """A link to an exercise: ``★★ half of the error (15 min)``."""
         stars, minutes, title = re.fullmatch(r"(★+) (\d+) min: (.*)", self.places("exercise")[label].title).groups()  # type: ignore[union-attr]
-        return f"{stars} {{ref}}`{title} <{label}>` ({minutes} min)"
+        return f"{stars}\xa0{{ref}}`{title} <{label}>` ({minutes}\xa0min)"
 
     def problems(self, part: dict[str, Any]) -> str:
         return ", ".join(map(self.problem, part.get("exercises", ())))
@@ -119,6 +119,7 @@ def weeks(course: Course) -> Iterator[str]:
 
 def days(course: Course) -> Iterator[str]:
     """Two days, as tables with times."""
+    yield "A practice is longer than its exercises: time to open a notebook, to turn its knobs, and to ask.\n"
     for number, day in enumerate(course.plan["workshop"], 1):
         yield f"### Day {number}: {day['title']}\n\n| time | what | with |\n|---|---|---|"
         now = datetime.strptime(day["from"], "%H:%M")
