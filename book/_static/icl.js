@@ -16,6 +16,8 @@
       window.tippy.setDefaultProps({ touch: false });
       document.addEventListener("keydown", (event) => event.key === "Escape" && window.tippy.hideAll());
     }
+    // Read out as it is written, "Search Ctrl+K", not as the shorter name that the theme gives it.
+    document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
     const mathjax = window.MathJax && window.MathJax.startup;
     Promise.resolve(mathjax && mathjax.promise).then(settle);
   });

@@ -27,6 +27,9 @@ DRESS = {
 VENDOR = "_vendor"
 MATHJAX = "mathjax/es5/tex-mml-chtml.js"
 TIPPY = ["popper/dist/umd/popper.min.js", "tippy.js/dist/tippy-bundle.umd.min.js"]
+SPARE = re.compile(
+    r'<link rel="preload" as="font"[^>]*fa-(?:brands|regular)[^>]*>\s*|<script src="[^"]*/fontawesome/.*?</script>\s*'
+)
 
 
 def set_buttons(app: Sphinx, config: Config) -> None:
@@ -60,9 +63,9 @@ def set_scripts(app: Sphinx, config: Config) -> None:
 
 
 def name_once(app: Sphinx, doctree: nodes.document) -> None:
-    """Theorem boxes and proofs all come with the same two identifiers; a page may hold each only once."""
+    """Theorem boxes, proofs and exercises all come with the same identifiers; a page may hold each only once."""
     for section in doctree.findall(nodes.section):
-        if section["ids"] == ["proof-content"]:
+        if section["ids"] in (["proof-content"], ["exercise-content"]):
             section["ids"] = [f"{section.parent['ids'][0]}-content"]
     for proof in doctree.findall(proof_node):
         proof[0]["ids"].clear()
@@ -141,6 +144,14 @@ def show_facts(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     facts = " ".join(filter(None, [cost(app, page), changed(app, page)])) if doctree else ""
     if facts:
         context["theme_extra_footer"] = f"<p>{facts}</p>\n<p>{context.get('theme_extra_footer', '')}</p>"
+    """Drop a script of 1.5 MB that draws the icons a second time, and fonts loaded where no icon needs them."""
+    return SPARE.sub("", head)
+
+
+def mend_markup(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Let templates call :func:`lighten`, and read folded code out by its own words."""
+    context["lighten"] = lighten
+    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
 
 
 def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
@@ -183,6 +194,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", offer_notebook, priority=100)
     app.connect("html-page-context", dress)
     app.connect("html-page-context", show_facts)
+    app.connect("html-page-context", mend_markup)
     app.connect("build-finished", copy_notebooks)
     app.connect("build-finished", keep_previews, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
