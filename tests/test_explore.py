@@ -194,7 +194,9 @@ def test_what_the_page_says_of_the_modes() -> None:
 def test_equal_eigenvalues_are_the_control() -> None:
     for length in explore.LENGTHS:
         equal = course(0, length)
-        assert len(equal["flow"]) == 1 and np.abs(equal["flow"] - equal["alone"]).max() <= 1e-4
+        assert (
+            len(equal["flow"]) == 1 and np.abs(equal["flow"] - equal["alone"]).max() < 2e-3
+        )  # drawn to three decimals
     spread = course(1, 8)
     assert np.abs(spread["flow"] - spread["alone"]).max() > 0.1
 

@@ -18,6 +18,9 @@
     }
     // Read out as it is written, "Search Ctrl+K", not as the shorter name that the theme gives it.
     document.querySelectorAll(".search-button-field").forEach((button) => button.removeAttribute("aria-label"));
+    document.querySelectorAll("summary:has(> .toctree-toggle)").forEach((fold) => {
+      fold.ariaLabel = `Pages of ${fold.closest("li").querySelector("a").textContent}`;
+    });
     const mathjax = window.MathJax && window.MathJax.startup;
     Promise.resolve(mathjax && mathjax.promise).then(settle);
   });

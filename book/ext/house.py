@@ -1,4 +1,4 @@
-"""What the book adds to Jupyter Book: buttons, offline scripts, unique identifiers, downloads, claims, dates, costs."""
+"""What the book adds to Jupyter Book: buttons, scripts, identifiers, downloads, claims, dates, costs, light pages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst.states import Inliner
+from PIL import Image
 from sphinx.application import ENV_PICKLE_FILENAME, Sphinx
 from sphinx.config import Config
 from sphinx_proof.nodes import proof_node
@@ -27,9 +28,7 @@ DRESS = {
 VENDOR = "_vendor"
 MATHJAX = "mathjax/es5/tex-mml-chtml.js"
 TIPPY = ["popper/dist/umd/popper.min.js", "tippy.js/dist/tippy-bundle.umd.min.js"]
-SPARE = re.compile(
-    r'<link rel="preload" as="font"[^>]*fa-(?:brands|regular)[^>]*>\s*|<script src="[^"]*/fontawesome/.*?</script>\s*'
-)
+SPARE = re.compile(r'<link rel="preload" as="font"[^>]*>\s*|<script src="[^"]*/fontawesome/.*?</script>\s*')
 
 
 def set_buttons(app: Sphinx, config: Config) -> None:
@@ -147,14 +146,22 @@ def show_facts(app: Sphinx, page: str, template: str, context: dict[str, Any], d
 
 
 def lighten(head: str) -> str:
-    """Drop a script of 1.5 MB that draws the icons a second time, and fonts loaded where no icon needs them."""
+    """Drop a script of 1.5 MB that draws the icons a second time, and fonts loaded before anything asks for them."""
     return SPARE.sub("", head)
 
 
 def mend_markup(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Let templates call :func:`lighten`, and read folded code out by its own words."""
+    """Let templates call :func:`lighten`; read folded code out by its own words, and references not as a list."""
     context["lighten"] = lighten
-    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
+    for spare in (' aria-label="Toggle hidden content"', 'role="list" '):
+        context["body"] = context.get("body", "").replace(spare, "")
+
+
+def spare_previews(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Let previews load their pictures when they open, and not with the page."""
+    previews = getattr(app.env, "tippy_data", {"pages": {}})["pages"].get(page, {}).get("id_to_html", {})
+    for place, text in previews.items():
+        previews[place] = text.replace("<img ", '<img loading="lazy" ')
 
 
 def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
@@ -164,6 +171,15 @@ def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
             target = Path(app.outdir) / "_sources" / f"{page}.ipynb"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(twin(app, page), target)
+
+
+def shrink_pictures(app: Sphinx, exception: Exception | None) -> None:
+    """Figures have some thousand shades; with 256, none off by more than eyes can see, they weigh a third."""
+    for path in Path(app.outdir, "_images").glob("*.png") if exception is None else ():
+        picture = Image.open(path)
+        if picture.mode != "P":
+            few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(path, optimize=True)
 
 
 def dress(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
@@ -196,8 +212,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", mark_claims)
     app.connect("html-page-context", offer_notebook, priority=100)
     app.connect("html-page-context", dress)
+    app.connect("html-page-context", spare_previews, priority=460)  # sphinx-tippy collects them at 450
     app.connect("html-page-context", show_facts)
     app.connect("html-page-context", mend_markup)
     app.connect("build-finished", copy_notebooks)
+    app.connect("build-finished", shrink_pictures)
     app.connect("build-finished", keep_previews, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

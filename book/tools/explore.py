@@ -202,8 +202,8 @@ def modes_at(spectrum: str, length: int, start: float) -> dict[str, Any]:
     p, q = law.flow(FINE, start, start)
     alone = law.logistic(FINE[DRAWN], start**2).numpy()
     return {
-        "flow": (s * (p * q).numpy())[DRAWN].T[:shown].round(4).tolist(),
-        "alone": (s * alone).T[:shown].round(4).tolist(),
+        "flow": (s * (p * q).numpy())[DRAWN].T[:shown].round(3).tolist(),
+        "alone": (s * alone).T[:shown].round(3).tolist(),
         "limits": (s * least).tolist()[:shown],
         "half": passages((p * q).numpy(), least / 2)[:shown],
         "halfAlone": law.half_time(start**2).tolist()[:shown],

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,15 @@ class Item(NamedTuple):
 def contents() -> Parts:
     """The captions of the parts and their pages, in order; the first page is a part of its own, without a caption."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    parts = [(part["caption"], [entry["file"] for entry in part["chapters"]]) for part in toc["parts"]]
+    parts = [(part["caption"], list(files(part["chapters"]))) for part in toc["parts"]]
     return [("", [toc["root"]]), *parts]
+
+
+def files(entries: list[dict[str, Any]]) -> Iterator[str]:
+    """The pages of a table of contents, each followed by those below it."""
+    for entry in entries:
+        yield entry["file"]
+        yield from files(entry.get("sections", []))
 
 
 def place(page: str, identifier: str = "") -> str:
@@ -194,8 +202,9 @@ def bind(browser: Browser, parts: Parts, target: Path) -> int:
     above: dict[int, Any] = {}
     for item in outline:
         parent = above.get(item.level - 1)
+        page_number = found[item.place] - 1
         above[item.level] = writer.add_outline_item(
-            item.title, found[item.place] - 1, parent=parent, is_open=item.level < 2
+            title=item.title, page_number=page_number, parent=parent, is_open=item.level < 2
         )
     writer.page_mode = "/UseOutlines"
     writer.write(target)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from conftest import open_page, pages
+from conftest import open_page
 from playwright.sync_api import Page, expect
 
 CHAPTER = "notebooks/hermite-twin"
@@ -85,7 +85,6 @@ def test_the_menu_opens_on_a_phone(site: str, reader: Callable[..., Page]) -> No
     page.wait_for_url("**/grokking.html")
 
 
-@pytest.mark.skipif("book/explore" not in pages(), reason="the book has no page with sliders")
 def test_sliders_move_the_curve(site: str, reader: Callable[..., Page]) -> None:
     """Each slider, moved with the keyboard, changes a drawing of its page."""
     page = reader()
@@ -103,23 +102,48 @@ def test_sliders_move_the_curve(site: str, reader: Callable[..., Page]) -> None:
 
 
 def test_filters_narrow_the_ledger(site: str, reader: Callable[..., Page]) -> None:
-    """Runs once the ledger has filters: a choice hides rows, a word that no claim contains hides all of them."""
+    """Verdicts and lists hide rows, a word that no claim has hides all of them, and the address keeps the state."""
     page = reader()
     open_page(page, f"{site}/book/ledger.html")
     rows = page.locator("table.icl-ledger tbody tr:visible")
     everything = rows.count()
     assert everything > 100
-    choices, words = page.locator("main select"), page.locator("main input[type=search], main input[type=text]")
-    if not choices.count() + words.count():
-        pytest.skip("the ledger has no filters yet")
-    for number in range(choices.count()):
+    verdicts, choices = page.locator("main .icl-toggle"), page.locator("main select")
+    assert verdicts.count() == 4 and choices.count() == 2
+    for number in range(4):
+        verdicts.nth(number).click()
+        expect(rows).to_have_count(int(verdicts.nth(number).locator(".icl-count").inner_text()))
+        verdicts.nth(number).click()
+        expect(rows).to_have_count(everything)
+    for number in range(2):
         choices.nth(number).select_option(index=1)
         expect(rows).not_to_have_count(everything)
         assert rows.count() > 0
         choices.nth(number).select_option(index=0)
         expect(rows).to_have_count(everything)
-    for number in range(words.count()):
-        words.nth(number).fill("xylophone")
-        expect(rows).to_have_count(0)
-        words.nth(number).fill("")
-        expect(rows).to_have_count(everything)
+    page.locator("main input[type=search]").fill("xylophone")
+    expect(rows).to_have_count(0)
+    page.locator("main .icl-reset").click()
+    expect(rows).to_have_count(everything)
+    verdicts.last.click()
+    few = rows.count()
+    page.reload()
+    expect(rows).to_have_count(few)
+
+
+def test_a_count_on_the_landing_page_leads_to_its_claims(site: str, reader: Callable[..., Page]) -> None:
+    page = reader()
+    open_page(page, f"{site}/book/index.html")
+    count = page.locator("main a[href*='#verdict-']").last
+    number = int("".join(filter(str.isdigit, count.inner_text())))
+    count.click()
+    expect(page.locator("table.icl-ledger tbody tr:visible")).to_have_count(number)
+
+
+def test_links_preview_what_they_lead_to(chapter: Page) -> None:
+    """The pointer on a link to an equation shows it, typeset; leaving hides it."""
+    chapter.locator("main article a.reference[href^='#equation-']").first.hover()
+    preview = chapter.locator(".tippy-content")
+    expect(preview.locator("mjx-container").first).to_be_visible()
+    chapter.mouse.move(1, 1)
+    expect(preview).to_have_count(0)
