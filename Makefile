@@ -40,9 +40,9 @@ book: $(STAMP) notebooks vendor  ## execute what is stale and build the book int
 	$(PY) book/tools/speed.py
 	$(PY) book/tools/explore.py
 	$(PY) book/tools/course.py
-	@# Sphinx reads a page again only if its text changed: after a build with warnings, or when the code that makes pages
-	@# has changed, it starts afresh.
-	@test -e _build/.complete && test -z "$$(find book/ext book/_templates -newer _build/.complete)" || rm -rf _build/.doctrees
+	@# Sphinx reads a page again only if its text changed: after a build with warnings, or when styles, scripts or the code
+	@# that makes pages have changed, it starts afresh.
+	@test -e _build/.complete && test -z "$$(find book/ext book/_static book/_templates -newer _build/.complete)" || rm -rf _build/.doctrees
 	@rm -f _build/.complete
 	.venv/bin/jupyter-book build . -W -n --keep-going
 	@touch _build/.complete

@@ -2,12 +2,14 @@
 (function () {
   function settle() {
     document.querySelectorAll("p mjx-container, li mjx-container, figcaption mjx-container").forEach((formula) => {
-      if (formula.offsetWidth > formula.parentElement.clientWidth) formula.classList.add("icl-wide");
+      const room = formula.closest("p, li, figcaption").clientWidth;
+      formula.classList.toggle("icl-wide", formula.firstElementChild.offsetWidth > room);
     });
     document
       .querySelectorAll("mjx-container, .pst-scrollable-table-container, .output.text_html, div.highlight pre")
       .forEach((box) => {
         if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
+        else box.removeAttribute("tabindex");
       });
   }
   window.addEventListener("load", () => {
@@ -22,6 +24,9 @@
       fold.ariaLabel = `Pages of ${fold.closest("li").querySelector("a").textContent}`;
     });
     const mathjax = window.MathJax && window.MathJax.startup;
-    Promise.resolve(mathjax && mathjax.promise).then(settle);
+    Promise.resolve(mathjax && mathjax.promise).then(() => {
+      settle();
+      window.addEventListener("resize", settle);
+    });
   });
 })();
