@@ -122,8 +122,8 @@ define fetch
 		|| echo "npm could not fetch $(2), so $(5)."
 endef
 
-# Only what the book's one component of MathJax can load is kept.
-MATHJAX := es5/tex-mml-chtml.js es5/input/tex es5/a11y es5/sre es5/ui es5/output/chtml/fonts
+# Only what the components of MathJax that the book and the slides use can load is kept.
+MATHJAX := es5/tex-mml-chtml.js es5/tex-svg.js es5/input/tex es5/a11y es5/sre es5/ui es5/output/chtml/fonts
 
 vendor:
 	$(call fetch,mathjax,mathjax@3.2.2,mathjax-3.2.2.tgz,$(MATHJAX) LICENSE,the pages will load it from its CDN)
