@@ -1,6 +1,6 @@
 # The commands of the book. `make` alone lists them; the first one that needs it sets up .venv.
 .DEFAULT_GOAL := help
-.PHONY: help book test test-slow check-pages notebooks student slides lint bench paper offline pdf serve clean vendor reveal axe
+.PHONY: help book test test-slow check-pages notebooks student slides lint bench paper offline pdf lab serve clean vendor reveal axe
 
 PY    := .venv/bin/python
 STAMP := .venv/.stamp
@@ -101,6 +101,11 @@ pdf: $(BROWSER)  ## print the built book into one PDF, with Chromium
 	@echo "Printing every page of _build/html; a few minutes."
 	@$(BUILT)
 	$(PY) book/tools/pdf.py
+
+lab: $(STAMP) notebooks  ## open the notebooks in JupyterLab, to run and change them
+	@echo "Opening notebooks/ in JupyterLab; stop with Ctrl-C."
+	@test -x .venv/bin/jupyter-lab || .venv/bin/pip install --quiet -c constraints.txt -e '.[lab]'
+	.venv/bin/jupyter-lab notebooks
 
 serve: $(STAMP)  ## show the built book at http://localhost:8000 (PORT=... for another port)
 	@echo "Serving _build/html at http://localhost:$(PORT); stop with Ctrl-C."

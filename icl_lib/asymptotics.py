@@ -56,10 +56,13 @@ def linear_transformer_error(
 
     with :math:`B = c_1^4 / (d \\beta)`, the variance of the answer that the features explain, and
     :math:`\\sigma^2 = m_2 - B`, less :math:`c_0^2` with an intercept. It is the deterministic equivalent of ridge
-    regression, which treats the features as if they were Gaussian; with infinitely many prompts it is exact.
+    regression, which treats the features as if they were Gaussian; with infinitely many prompts it is exact. The
+    second moments :math:`\\beta` and :math:`\\gamma` are those of ``moments.summary_moments``, t is the mean of
+    :math:`\\lVert h \\rVert^2`, and the first equation fixes :math:`\\nu`, the effective ridge.
 
-    This treats all feature vectors as equally long. Samples of :math:`R = \\lVert h \\rVert^2 / t` correct for their
-    lengths, which matters where the penalty is small and n is not large:
+    This treats all feature vectors as if they had the same norm. Samples of :math:`R = \\lVert h \\rVert^2 / t`
+    correct for their norms, which matters where the penalty is small and n is not large; the first line fixes
+    :math:`\\nu` and :math:`\\eta`, and the last one Q:
 
     .. math::
         \\begin{aligned}
@@ -126,7 +129,8 @@ def random_transformer_error(
 ) -> float:
     """In-context error of the random Transformer after ridge regression on n prompts, label noise included.
 
-    The features are treated as Gaussian ones. Their covariance has four eigenvalues e of multiplicity m, and a tail
+    The features are treated as Gaussian ones; :math:`\\beta`, :math:`\\gamma` and t are those of
+    :func:`linear_transformer_error`. Their covariance has four eigenvalues e of multiplicity m, and a tail
     of weight :math:`\\theta` in some :math:`d^3` directions, which n prompts or k neurons are too few to learn. With
     the coefficients :math:`c_i` of the activation and :math:`o = (d \\beta^2 + \\gamma^2) / (d \\beta + \\gamma)^2`,
 
@@ -151,10 +155,11 @@ def random_transformer_error(
         \\frac{\\sum_{i = 0, 1} B_i (\\nu^2 + \\chi e_i) / (e_i + \\nu)^2 + \\sigma^2}
         {n - T_1 + (k - T_1)(T_1 - T_2) / (k - T_2)}
 
-    This treats all feature vectors as equally long. Samples of :math:`r = \\lVert h \\rVert^2 / t` correct for their
-    lengths. Every prompt has its own :math:`c_i(r) = \\mathbb{E}[\\sigma(\\sqrt r g) He_i(g)]` then, and v(r) is the
+    This treats all feature vectors as if they had the same norm. Samples of :math:`r = \\lVert h \\rVert^2 / t`, which
+    the page on notation writes R, correct for their norms; the first line fixes :math:`\\nu` and :math:`\\eta`.
+    Every prompt has its own :math:`c_i(r) = \\mathbb{E}[\\sigma(\\sqrt r g) He_i(g)]` then, and v(r) is the
     variance of :math:`\\sigma(\\sqrt r g)` over its value at r = 1. The parts :math:`B_0` and :math:`B_1` of the answer
-    have the lengths :math:`a_0 = 1` and :math:`a_1 = \\sqrt r`; the features that carry them have the lengths
+    have the sizes :math:`a_0 = 1` and :math:`a_1 = \\sqrt r`; the features that carry them have the sizes
     :math:`p_0 = [c_0(r)^2 + (e_0 - c_0^2) c_2(r)^2 / c_2^2]^{1/2}` and :math:`p_1 = c_1(r) (\\beta / t)^{1/2}`:
 
     .. math::

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMMANDS = "help book test test-slow check-pages notebooks student slides lint bench paper offline pdf serve clean"
+COMMANDS = "help book test test-slow check-pages notebooks student slides lint bench paper offline pdf lab serve clean"
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
@@ -47,6 +47,13 @@ def test_every_command_is_documented_and_runs_whatever_files_exist() -> None:
     assert phony and commands <= set(phony[1].split())
     for command in sorted(commands):
         subprocess.run(["make", "--dry-run", command], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_readme_lists_the_chapters_in_order() -> None:
+    listed = re.findall(r"^\d\. \[(.+)\]\((notebooks/.+)\.ipynb\)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    chapters = [page for page in toc_pages() if page.startswith("notebooks/")]
+    titles = [re.findall(r"^# (.+)$", (ROOT / f"{page}.md").read_text(), re.MULTILINE)[0] for page in chapters]
+    assert listed == list(zip(titles, chapters, strict=True))
 
 
 def test_every_page_of_the_table_of_contents_has_sections() -> None:
@@ -153,8 +160,8 @@ def test_the_recipes_of_a_forge_run_scripts_that_exist() -> None:
     recipes = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")]
     steps = [step for recipe in recipes for job in recipe["jobs"].values() for step in job["steps"]]
     commands = [step["run"].split()[0] for step in steps if "run" in step]
-    assert set(commands) == {".ci/run", ".ci/versions"}
-    assert all(os.access(ROOT / command, os.X_OK) for command in commands)
+    assert set(commands) == {".ci/run", ".ci/versions", "make"}
+    assert all(os.access(ROOT / command, os.X_OK) for command in set(commands) - {"make"})
 
 
 def test_other_versions_than_the_known_ones_are_refused() -> None:

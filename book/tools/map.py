@@ -186,7 +186,7 @@ class Map:
                 rows = results[key].values()
                 same = same_result(what, rows) or [row for row in rows if near & set(row.functions)]
                 if not same:
-                    same = [Row(f"{what}: {claim.statement}" if what else claim.statement)]
+                    same = [Row(what or "*unnamed*")]
                     found.setdefault(key, []).extend(same)
                 for row in same:
                     row.claims.append(claim)

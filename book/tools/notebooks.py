@@ -52,7 +52,7 @@ def readme(text: str, repository: Repository) -> str:
         if repository.address:
             block += f"The book online: <{repository.address}>.\n"
     else:
-        block = "The public address of this repository is set in `_config.yml` (`repository.url`).\n"
+        block = "This copy has no public address yet (`repository.url` in `_config.yml`); work in its folder.\n"
     return README_BLOCK.sub(lambda match: match[1] + block + match[2], text)
 
 
