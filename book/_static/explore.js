@@ -167,7 +167,7 @@
         : `the error of the layer has no peak and stays between ${short(Math.min(...layer))} and ${short(layer[top])}`;
     const [a, b] = [layer[width], other[width]];
     const share = short(100 * Math.abs(b / a - 1));
-    const versus = twin ? `, that of its ${name} ${short(b)}, ${share} % ${b > a ? "more" : "less"}` : "";
+    const versus = twin ? `, that of its ${name} ${short(b)}, by the formula ${share} % ${b > a ? "more" : "less"}` : "";
     const missing = twin && !at(data.stored)[twin].length ? " No simulation of this twin is stored." : "";
     return (
       `${capital(data.heads[head])} neurons, penalty ${data.penalties[penalty]}, ${n} prompts: ${peak}. ` +
@@ -184,24 +184,24 @@
     const y = { min: 0, max: 1.05, ticks: [0, 0.2, 0.4, 0.6, 0.8, 1], title: "learned share sⱼθⱼ" };
     const shown = course.flow.length;
     const words = (s) => (shown === 1 ? "all modes" : `s = ${s.toFixed(2)}`);
-    const lines = [["grey", "", false, "exact flow"], ["grey", "icl-dashed", false, "each mode alone"]];
+    const lines = [["grey", "", false, "exact flow"], ["grey", "icl-dashed", false, "logistic curve"]];
     legend(board, [...values.slice(0, shown).map((s, j) => [j, "", true, words(s)]), ...lines]);
     const plot = axes(board, 380, x, y, "Learned share of each mode against the time");
     course.flow.forEach((flow, j) => {
       const [half, limit] = [course.half[j], course.limits[j]];
       if (half) plot.line([half, half], [0, limit / 2], j, "icl-dotted");
       plot.line([x.max / 1.25, x.max], [limit, limit], j, "icl-limit");
-      plot.line(data.times, course.alone[j], j, "icl-dashed");
+      plot.line(data.times, course.logistic[j], j, "icl-dashed");
       if (stored) plot.dots(stored[j], j);
       plot.line(data.times, flow, j);
       if (half) plot.marker(half, limit / 2, j, 4.5, "icl-half");
     });
     const last = shown - 1;
     const when = (j) => `at ${short(course.half[j])} T₁`;
-    const alone = (j) => short(course.halfAlone[j]);
+    const logistic = (j) => short(course.halfLogistic[j]);
     const slow = course.half[last]
-      ? `${when(last)}; alone they would be at ${alone(0)} and ${alone(last)} T₁`
-      : `never, in so short a prompt; alone they would be at ${alone(0)} and ${alone(last)} T₁`;
+      ? `${when(last)}; on their logistic curves they would be at ${logistic(0)} and ${logistic(last)} T₁`
+      : `never, in so short a prompt; on their logistic curves they would be at ${logistic(0)} and ${logistic(last)} T₁`;
     const both = shown === 1 ? "" : `, that of eigenvalue ${short(values[last])} ${slow}`;
     const first = shown === 1 ? "all modes are" : "the mode of eigenvalue 1 is";
     const ends = shown === 1 ? short(course.limits[0]) : `${short(course.limits[0])} and ${short(course.limits[last])}`;

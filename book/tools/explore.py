@@ -196,17 +196,17 @@ def passages(curves: np.ndarray, levels: np.ndarray) -> list[float | None]:
 
 
 def modes_at(spectrum: str, length: int, start: float) -> dict[str, Any]:
-    """Strengths in units of 1 / s_j: exact flow, each mode alone, their limits, and the times at half of a limit."""
+    """Strengths in units of 1 / s_j: exact flow, logistic curve, their limits, and the times at half of a limit."""
     law, shown = law_of(spectrum, length), len(set(eigenvalues(spectrum)))  # equal modes have one course
     s, least = law.eigenvalues.numpy(), law.minimum()[0].numpy()
     p, q = law.flow(FINE, start, start)
-    alone = law.logistic(FINE[DRAWN], start**2).numpy()
+    logistic = law.logistic(FINE[DRAWN], start**2).numpy()
     return {
         "flow": (s * (p * q).numpy())[DRAWN].T[:shown].round(3).tolist(),
-        "alone": (s * alone).T[:shown].round(3).tolist(),
+        "logistic": (s * logistic).T[:shown].round(3).tolist(),
         "limits": (s * least).tolist()[:shown],
         "half": passages((p * q).numpy(), least / 2)[:shown],
-        "halfAlone": law.half_time(start**2).tolist()[:shown],
+        "halfLogistic": law.half_time(start**2).tolist()[:shown],
     }
 
 
@@ -268,7 +268,7 @@ def draw_modes(data: dict[str, Any]) -> None:
         course = data["courses"][spectrum][length][start]
         for j, s in enumerate(data["spectra"][spectrum]["values"]):
             plotting.theory(data["times"], course["flow"][j], f"$s$ = {s:.2f}", series=j, ax=ax)
-            plotting.theory(data["times"], course["alone"][j], "_", series=j, ax=ax, linestyle="--", linewidth=1)
+            plotting.theory(data["times"], course["logistic"][j], "_", series=j, ax=ax, linestyle="--", linewidth=1)
             time, mean, se = np.transpose(runs[j])
             plotting.stored(time, mean, se, "_", series=j, ax=ax)
         plotting.log_axis("x", [1, 3, 10, 30, 100], ax=ax)
