@@ -182,9 +182,8 @@ def test_what_the_page_says_of_the_modes() -> None:
     says(rf"$2.3\,T_1$, that of 0.4 at ${spread[-1]:.0f}\,T_1$ and that of 0.1 at ${steep[-1]:.0f}\,T_1$")
     assert f"{spread[0]:.1f}" == f"{steep[0]:.1f}" == "2.3"
     short = course(2, 8)
-    says(
-        rf"half learned at ${short['half'][-1]:.0f}\,T_1$; on its logistic curve it would be at ${short['halfLogistic'][-1]:.0f}\,T_1$"
-    )
+    late, logistic = (short[key][-1] for key in ("half", "halfLogistic"))
+    says(rf"half learned at ${late:.0f}\,T_1$; on its logistic curve it would be at ${logistic:.0f}\,T_1$")
     single = course(2, 1)
     assert single["limits"][-1] == 0 and np.isnan(single["half"][-1]) and single["flow"][-1, -1] < 1e-3
     for name in SPECTRA:
