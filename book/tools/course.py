@@ -114,7 +114,7 @@ def weeks(course: Course) -> Iterator[str]:
         for part in week["class"]:
             words = part.get("do") or f"Exercises: {course.problems(part)}."
             yield f"- {part.get('minutes') or course.minutes(part)} minutes. {words}"
-        yield f"- {course.plan['minutes']['open']} minutes to open the notebooks, and to compare answers."
+        yield f"- {course.plan['minutes']['open']} minutes. Time to open the notebooks, and to compare answers."
         yield f"\n**Homework**: {{ref}}`sheet {number} <sheet-{number}>` ({week['sheet']['minutes']} minutes).\n"
 
 
