@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +179,7 @@ def test_nothing_but_exercises_changes(slug: str) -> None:
     for i, (before, after) in enumerate(zip(full(slug).cells, edition(slug).cells, strict=True)):
         assert (before == after) == (i not in theirs)
         assert "solution" not in after.metadata.get("tags", [])
+        assert (i in theirs) == ("raises-exception" in after.metadata.get("tags", []))
     for _, hint, *_ in cells(slug):
         assert any(hint in cell.source for cell in edition(slug).cells if cell.cell_type == "markdown")
 
@@ -188,6 +191,48 @@ def test_no_line_of_a_solution_is_left(slug: str) -> None:
     lines = [line.strip() for _, _, solution, *_ in cells(slug) for line in solution.split("\n")]
     told = [line for line in lines if line not in chapter and not line.startswith("def ")]
     assert told and not [line for line in told if line in left]
+
+
+@every_chapter
+def test_a_check_tells_no_answer(slug: str) -> None:
+    for name, _, solution, original, _, check in cells(slug):
+        asked = student.asked(solution, original).keys()
+        for node in nodes(check, ast.Compare):
+            sides = [student.read(side) for side in (node.left, *node.comparators)]
+            told = len(sides) == 2 and isinstance(node.ops[0], ast.Eq) and bool(sides[0] & asked) and not sides[1]
+            assert told == ast.unparse(node).startswith("sealed(")
+        calls = {ast.unparse(call.func): call for call in nodes(check, ast.Call)}
+        assert "print" not in calls and ("run.claim" in calls) == ("run.claim" in original)
+        assert "run.claim" not in calls or ast.unparse(calls["run.claim"].args[1]) == repr(name)
+
+
+@pytest.mark.parametrize(
+    ("check", "left", "passes", "fails"),
+    [
+        ("assert f(2) == 4", r"sealed\(f\(2\)\) == '\w{16}'", "2 * x", "x"),
+        ("assert (f(2), f(4)) == (1, 1 + 1)", r"sealed\(\(f\(2\), f\(4\)\)\) == '\w{16}'", "x / 2", "x"),
+        ("assert math.isclose(f(2), 1 / 66)", r"sealed\(f\(2\)\) == '\w{16}'", "1 / 33 / x", "1 / 67"),
+        ("assert 0 < f(3) < f(1) < f(2)", r"\[0, f\(1\), f\(2\), f\(3\)\]", "(x + 1) % 4 + 4 * (x < 3)", "x"),
+        ("assert f(2) == g(2)", r"assert f\(2\) == g\(2\)", "2 * x", "x"),
+        ("assert g(2) == 4 and f(2) == g(2)", r"assert g\(2\) == 4 and f\(2\) == g\(2\)", "2 * x", "x"),
+        ("assert math.isclose(f(2), 4, rel_tol=0.1)", r"isclose\(f\(2\), 4, rel_tol=0.1\)", "2.1 * x", "x"),
+        ("assert 3 < f(2) < 5", r"assert 3 < f\(2\) < 5", "2 * x", "x"),
+    ],
+)
+def test_only_answers_are_sealed_and_right_ones_still_pass(check: str, left: str, passes: str, fails: str) -> None:
+    sealed = student.check(check, {"f": ast.parse("lambda x: 0", mode="eval").body}, "Exercise 1", "Think.")
+    assert len(re.findall(left, sealed)) == 1
+    names = {"math": math, "g": lambda x: 2 * x}
+    exec(sealed, names | {"f": eval(f"lambda x: {passes}")})
+    with pytest.raises(AssertionError, match="Exercise 1: not yet"):
+        exec(sealed, names | {"f": eval(f"lambda x: {fails}")})
+
+
+@pytest.mark.parametrize("other", [4.0, np.float64(4), torch.tensor(4), 4 + 1e-14])
+def test_numbers_have_one_digest_whatever_their_kind(other: Any) -> None:
+    assert student.sealed(other) == student.sealed(4) != student.sealed(4.000001)
+    assert student.sealed([other, -0.0]) == student.sealed((4, 0)) != student.sealed((0, 4))
+    assert student.sealed(None) != student.sealed(0)  # so that a forgotten return fails with the hint
 
 
 @every_chapter

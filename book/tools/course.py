@@ -78,7 +78,7 @@ def mistakes(course: Course) -> Iterator[str]:
             yield f"week {number}: the lecture does not show one figure of each chapter"
         outside = [place for part in (*week["class"], week["sheet"]) for place in course.exercises(part)]
         yield from (f"week {number}: {place.title} is of another week" for place in outside if place.page not in pages)
-        total = sum(part.get("minutes", 0) + course.minutes(part) for part in week["class"])
+        total = plan["minutes"]["open"] + sum(part.get("minutes", 0) + course.minutes(part) for part in week["class"])
         if total != plan["minutes"]["class"]:
             yield f"week {number}: the class takes {total} minutes, not {plan['minutes']['class']}"
         if course.minutes(week["sheet"]) != week["sheet"]["minutes"]:
@@ -114,6 +114,7 @@ def weeks(course: Course) -> Iterator[str]:
         for part in week["class"]:
             words = part.get("do") or f"Exercises: {course.problems(part)}."
             yield f"- {part.get('minutes') or course.minutes(part)} minutes. {words}"
+        yield f"- {course.plan['minutes']['open']} minutes. Time to open the notebooks, and to compare answers."
         yield f"\n**Homework**: {{ref}}`sheet {number} <sheet-{number}>` ({week['sheet']['minutes']} minutes).\n"
 
 

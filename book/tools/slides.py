@@ -41,7 +41,7 @@ LOADED = {
 
 @dataclass(frozen=True)
 class Slide:
-    """One entry of book/slides.yml, and the chapter that it quotes: its source, and the text of its notebook."""
+    """One entry of book/slides.yml, and the page that it quotes: its source, and its text."""
 
     entry: dict[str, Any]
     chapter: Chapter
@@ -88,6 +88,8 @@ class Slide:
         yield from (f"{slug} does not say: {sentence}" for sentence in self.says if sentence not in text)
         if "claim" in self.entry and not self.statement():
             yield f"{slug} does not claim {self.entry['claim']}"
+        if self.figure and self.equations:
+            yield f"{slug}: {self.figure} and {self.equations[0]} share a slide, on which neither can be read from afar"
         if self.words() > MAX_WORDS:
             yield f"{self.words()} words on a slide, at most {MAX_WORDS}: {self.title}"
 
@@ -109,35 +111,44 @@ class Slide:
 
     def section(self, outputs: NotebookNode, first: bool) -> str:
         """The slide as HTML, with the figure and the numbers of the executed chapter."""
-        equations = "".join(map(self.equation, self.equations))
         words = "".join(f"<p>{inline(sentence)}</p>" for sentence in self.says)
         for row in claims(outputs):
             if row["id"] == self.entry.get("claim"):
-                line = f"✔ {row['statement']}: {row['measured']}, required {row['criterion']}"
+                line = f"✔ {row['statement']}: {short(row['measured'])}, required {short(row['criterion'])}"
                 words += f'<p class="claim">{inline(line)}</p>'
-        body = f'{equations}<div class="row">{picture(outputs, self.figure)}<div class="text">{words}</div></div>'
+        body = f'{picture(outputs, self.figure)}<div class="text">{words}</div>'
         if not self.figure:
-            body = f'<div class="row"><div class="text alone">{equations}{words}</div></div>'
+            body = f'<div class="text alone">{"".join(map(self.equation, self.equations))}{words}</div>'
         link = f"../html/{self.chapter.page}.html" + (f"#{self.figure}" if self.figure else "")
         notes = "".join(f"<p>{inline(note)}</p>" for note in self.notes(first))
         return f"""<section>
 <h2>{inline(self.title)}</h2>
-{body}
+<div class="row">{body}</div>
 <footer><a href="{link}">{inline(self.name)}</a></footer>
 <aside class="notes">{notes}</aside>
 </section>"""
 
 
 def decks(book: Book, plan: list[dict[str, Any]]) -> list[list[Slide]]:
-    """The slides of each lecture; ValueError if one is of a chapter that does not exist."""
-    pages = {f"notebooks/{entry['chapter']}" for talk in plan for entry in talk["slides"]}
-    if unknown := sorted(pages - set(book.chapters)):
-        raise ValueError(f"book/slides.yml names {', '.join(unknown)}, expected chapters of the book")
-    sources: dict[str, tuple[Chapter, str]] = {}
-    for page in pages:
-        cells = [cell.source for cell in notebook(book, page).cells if cell.cell_type == "markdown"]
-        sources[page] = Chapter(book, page), "\n\n".join(cells)
-    return [[Slide(entry, *sources[f"notebooks/{entry['chapter']}"]) for entry in talk["slides"]] for talk in plan]
+    """The slides of each lecture; ValueError if one is of a page that does not exist."""
+    used = {entry["chapter"] for talk in plan for entry in talk["slides"]}
+    pages = {Path(page).name: page for page in book.texts}
+    if unknown := sorted(used - pages.keys()):
+        raise ValueError(f"book/slides.yml names {', '.join(unknown)}, expected chapters and discussions of the book")
+    sources = {slug: (Chapter(book, pages[slug]), text(book, pages[slug])) for slug in used}
+    return [[Slide(entry, *sources[entry["chapter"]]) for entry in talk["slides"]] for talk in plan]
+
+
+def text(book: Book, page: str) -> str:
+    """The text of a page, without code: a chapter as in its notebook, another page without the links to its claims."""
+    if page not in book.chapters:
+        return re.sub(r"\s*\(\{claim\}[^)]*\)", "", book.texts[page])
+    return "\n\n".join(cell.source for cell in notebook(book, page).cells if cell.cell_type == "markdown")
+
+
+def short(number: str) -> str:
+    """The numbers of a claim with three digits, since nobody reads more on a slide."""
+    return re.sub(r"\d+\.\d+(?:e[+-]\d+)?", lambda found: f"{float(found[0]):.3g}", number)
 
 
 def inline(text: str) -> str:
@@ -162,7 +173,7 @@ def lecture(title: str, deck: list[Slide], outputs: dict[str, NotebookNode], loa
     sections = [f'<section class="opening"><h1>{title}</h1><p>From the book <em>{book.title}</em></p></section>']
     begun: set[str] = set()
     for slide in deck:
-        sections.append(slide.section(outputs[slide.chapter.slug], slide.name not in begun))
+        sections.append(slide.section(outputs.get(slide.chapter.slug, NotebookNode(cells=[])), slide.name not in begun))
         begun.add(slide.name)
     names = dict(zip(("reset", "style", "reveal", "notes", "mathjax"), loaded, strict=True))
     return Template(PAGE.read_text(encoding="utf-8")).substitute(names, title=title, sections="\n".join(sections))
