@@ -323,7 +323,7 @@ def test_a_broken_chapter_does_not_hold_up_the_others(root: Path, capsys: pytest
 
 def test_an_address_reaches_every_file(root: Path) -> None:
     notebooks.main([], root)
-    assert "is set in `_config.yml`" in (root / "README.md").read_text(encoding="utf-8")
+    assert "no public address yet" in (root / "README.md").read_text(encoding="utf-8")
     original = (root / "CITATION.cff").read_text(encoding="utf-8")
     set_url(root)
     notebooks.main([], root)
