@@ -194,9 +194,10 @@ def test_what_the_page_says_of_the_modes() -> None:
 
 def test_equal_eigenvalues_rise_on_the_logistic_curve() -> None:
     for length in explore.LENGTHS:
-        equal = course(0, length)
-        assert len(equal["flow"]) == 1
-        assert np.abs(equal["flow"] - equal["logistic"]).max() < 2e-3  # both are rounded to three decimals
+        assert len(course(0, length)["flow"]) == 1
+        law = explore.law_of(SPECTRA[0], length)
+        p, q = law.flow(explore.FINE, 0.1, 0.1)
+        assert (p * q - law.logistic(explore.FINE, 0.01)).abs().max() < 1e-4
     spread = course(1, 8)
     assert np.abs(spread["flow"] - spread["logistic"]).max() > 0.1
 

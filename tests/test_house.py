@@ -154,6 +154,7 @@ def test_the_example_of_the_readme_runs_and_agrees_with_its_formula(capsys: pyte
     exec(compile(source[1], "README.md", "exec"), {})
     simulated, formula = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
     assert abs(simulated / formula - 1) < 5 * (2 / 4000) ** 0.5  # the relative s.e. of a mean of 4000 squares
+    assert f"It prints {simulated:.3f} and {formula:.3f}:" in (ROOT / "README.md").read_text()
 
 
 def test_the_recipes_of_a_forge_run_scripts_that_exist() -> None:

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import icl_lib
 
@@ -78,6 +81,23 @@ def test_every_term_is_used_where_the_glossary_points() -> None:
         assert page, f"{term} points at no page"
         text = (BOOK / f"{page[1]}.md").read_text(encoding="utf-8").lower()
         assert all(word in text for word in re.findall(r"\w+", term.lower())), f"{term} does not stand in {page[1]}"
+
+
+def test_fewer_shades_are_not_seen(tmp_path: Path) -> None:
+    (tmp_path / "_images").mkdir()
+    path = tmp_path / "_images/dots.png"
+    figure, ax = plt.subplots()
+    for series, colour in enumerate(["C0", "C1", "C2", "C3"]):
+        ax.scatter(np.arange(60), np.sin(np.arange(60) + series), s=60, color=colour, alpha=0.4)
+    figure.savefig(path)
+    plt.close(figure)
+    with Image.open(path) as picture:
+        before = np.asarray(picture.convert("RGB"), int)
+    weight = path.stat().st_size
+    house.shrink_pictures(SimpleNamespace(outdir=tmp_path), None)  # type: ignore[arg-type]
+    with Image.open(path) as picture:
+        assert picture.mode == "P" and path.stat().st_size < weight / 2
+        assert np.abs(np.asarray(picture.convert("RGB"), int) - before).max() <= 16  # of 255
 
 
 def test_a_chapter_says_what_it_costs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from harvest import write
 from lowering import Book, Place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,13 +151,11 @@ def rows(course: Course) -> str:
 
 
 def main() -> None:
-    """Write the rows if they changed, so that the page is read again only then; stop if the plan is wrong."""
+    """Write the rows; stop if the plan is wrong."""
     course = Course.load()
     if found := list(mistakes(course)):
         sys.exit("book/course.yml: " + "\nbook/course.yml: ".join(found))
-    text = rows(course)
-    if not ROWS.exists() or ROWS.read_text(encoding="utf-8") != text:
-        ROWS.write_text(text, encoding="utf-8")
+    write(ROWS, rows(course).encode())
     print(f"The plans of the course are in {ROWS.relative_to(ROOT)}")
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from full_size import DEGREES as SIMULATED
 from full_size import PENALTIES, RUNS, SIZES, STEP_SIZE
+from harvest import write
 
 from icl_lib import asymptotics, hermite, plotting, prompts, sweeps, tasks
 from icl_lib.dynamics import LinearDynamics
@@ -276,12 +277,6 @@ def draw_modes(data: dict[str, Any]) -> None:
         ax.text(0.98, 0.05, f"{LENGTHS[length]} examples", transform=ax.transAxes, ha="right")
         ax.legend(loc="upper left")
     panels[-1].set_xlabel("time $t/T_1$")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file if that changes it, so that the build reads again only what is new."""
-    if not path.exists() or path.read_bytes() != content:
-        path.write_bytes(content)
 
 
 def rounded(value: Any) -> Any:
